@@ -1,0 +1,31 @@
+"""Reads the log of a serial console, which virtlogd writes: nobody loses a console to us."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# A getty's prompt is the last thing on its line; agetty sends it with terminal codes around it.
+_PROMPT = re.compile(rb"login:[ \t]*(\x1b\[[0-9;?]*[a-zA-Z])*[ \t]*\Z|login:[ \t]*\r?\n")
+_TAIL = 64 << 10
+
+
+def size(path: Path) -> int:
+    """Where the log ends now: the offset from which a boot that starts now will be read."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def shows_login(path: Path, offset: int) -> bool:
+    """Whether a login prompt was printed since `offset` (bytes)."""
+    return _PROMPT.search(read(path, offset)) is not None
+
+
+def read(path: Path, offset: int, *, limit: int = _TAIL) -> bytes:
+    """The last `limit` bytes since `offset`; all of it if virtlogd has begun the file anew."""
+    if not path.exists():
+        return b""
+    end = size(path)
+    start = offset if end >= offset else 0
+    with path.open("rb") as file:
+        file.seek(max(start, end - limit))
+        return file.read(limit)

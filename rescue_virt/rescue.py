@@ -1,0 +1,390 @@
+"""The story of a rescue: what happens to a guest, in order.
+
+    enter   read the guest and the image, decide, prepare new files, then swap the guest once
+    settle  wait until the rescue guest is up, then give it its password and its late disks
+    leave   give the guest back; also what undoes a failed `enter`, and what follows a crash
+
+The original's persistent definition is never written: `createXML` with the UUID of a stopped guest
+changes only what runs.  So the way back needs no file and no process of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rescue_virt import console_log, plan, process, sessions, way_back
+from rescue_virt.errors import NotInTime, RescueVirtError, WayBackFailed, WrongState
+from rescue_virt.images import seed
+from rescue_virt.images.store import ImageStore
+from rescue_virt.libvirt import domain_xml, facts
+from rescue_virt.libvirt.host import Host
+from rescue_virt.model import (
+    Access,
+    Draft,
+    Evidence,
+    GuestFacts,
+    LiveState,
+    Originals,
+    Outcome,
+    Phase,
+    Ready,
+    RescueDomain,
+    RescuePlan,
+    RescueRequest,
+    RescueSession,
+    RescueStatus,
+    RunState,
+)
+from rescue_virt.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+_LOOK = 0.5  # seconds between two looks at a booting guest
+LEAVE_TIMEOUT = 60.0  # seconds that a rescue guest gets to shut down, unless somebody says
+
+
+def _silent(_step: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rescuer:
+    """The engine.  `report` is told each step in one short phrase."""
+
+    host: Host
+    images: ImageStore
+    sessions: Sessions
+    report: Callable[[str], None] = _silent
+
+    # --- entering --------------------------------------------------------------------------
+
+    def enter(self, request: RescueRequest) -> Outcome:
+        """Rescue a guest.  Until the swap nothing touches it; whatever fails later is undone.
+
+        :raises WayBackFailed: if undoing failed too.
+        """
+        uuid, name = self.host.find(request.guest)
+        with self.sessions.lock(uuid, name):
+            if self.sessions.find(uuid):
+                raise WrongState(f"guest {name} is in rescue already: rescue-virt status {name}")
+            guest = self.host.inspect(uuid)
+            self._check(guest, request)
+            try:
+                session = self._prepare(guest, request)
+                return self._swap(session, request)
+            except BaseException as exc:
+                kept = self.sessions.find(uuid)
+                if kept is not None:
+                    self.undo(kept, exc)
+                raise
+
+    def preview(self, request: RescueRequest) -> tuple[RescuePlan, RescueDomain]:
+        """Decide and judge as `enter` does, and create nothing."""
+        uuid, _ = self.host.find(request.guest)
+        guest = self.host.inspect(uuid)
+        self._check(guest, request)
+        directory = self.sessions.directory(uuid)
+        decided, domain = preview(guest, request, images=self.images, directory=directory)
+        self.host.validate(guest.domain.name, domain.xml)
+        return decided, domain
+
+    def _check(self, guest: GuestFacts, request: RescueRequest) -> None:
+        runs_nova = process.is_running("nova-compute")
+        plan.check_guest(guest, nova_runs_here=runs_nova, options=request.options)
+
+    def _prepare(self, guest: GuestFacts, request: RescueRequest) -> RescueSession:
+        """Everything that can fail, while the guest still runs; ends with the record."""
+        with self.sessions.draft(guest.domain.uuid) as draft:
+            self.images.check_source(guest, request.image)
+            self.report("fetching the image")
+            image = self.images.fetch(request.image, draft.directory / "base.img")
+            findings = self.images.findings(guest, image)
+            decided = plan.make_plan(
+                guest, image, findings=findings, options=request.options, draft=draft
+            )
+            domain = domain_xml.render(decided)
+            self.host.validate(guest.domain.name, domain.xml)
+            self.images.check_space(decided)
+            self.report("preparing the disks")
+            hashed = seed.password_hash(request.credentials.password)
+            self.images.prepare(decided, request.credentials, hashed)
+            session = plan.begin_session(decided, request, hashed)
+            return self.sessions.keep(session, original=guest.xml, rescue=domain)
+
+    def _swap(self, session: RescueSession, request: RescueRequest) -> Outcome:
+        """The only step that the guest feels."""
+        if session.was_running:
+            self.report("stopping the guest")
+        self.host.stop(session.guest, request.options)
+        session = self._start(session)
+        outcome = Outcome(session=session)
+        if request.options.wait:
+            outcome = self._settle(session, request.options.ready_timeout)
+        session = self.sessions.mark(outcome.session, phase=Phase.ACTIVE)
+        return dataclasses.replace(outcome, session=session)
+
+    def _start(self, session: RescueSession) -> RescueSession:
+        """Start the rescue domain and note what it was given."""
+        self.report("starting the rescue guest")
+        offset = console_log.size(session.console_log)
+        self.host.run(session.name, self.sessions.rescue_domain(session).xml)
+        live = self._live(session)
+        return self.sessions.mark(
+            session,
+            phase=Phase.BOOTING,
+            boot_id=sessions.boot_id(),
+            console_offset=offset,
+            chains=live.chains,
+            bases=_bases(session, live.chains),
+            originals=plan.originals_at_boot(session.attach),
+        )
+
+    # --- settling --------------------------------------------------------------------------
+
+    def _settle(self, session: RescueSession, timeout: float) -> Outcome:
+        """Wait until the guest is up, then hand it what it could not have at boot."""
+        self.report("waiting until the rescue guest is ready")
+        ready, problem = self._wait(session, timeout)
+        if ready is Ready.AGENT:
+            session = self._confirm(session)
+        if ready and session.originals is Originals.PENDING:
+            try:
+                session = self._plug(session)
+            except RescueVirtError as exc:
+                problem = f"{exc}: try rescue-virt attach {shlex.quote(session.name)}"
+        return Outcome(session=session, ready=ready, problem=problem)
+
+    def _wait(self, session: RescueSession, timeout: float) -> tuple[Ready | None, str | None]:
+        deadline = time.monotonic() + timeout
+        while True:
+            live = self.host.look(session.guest)
+            if live is None or live.run_state is RunState.SHUTOFF:
+                return None, f"{session.label} powered off while it booted"
+            if live.agent:
+                return Ready.AGENT, None
+            if console_log.shows_login(session.console_log, session.console_offset):
+                return Ready.LOGIN, None
+            if time.monotonic() >= deadline:
+                return None, f"{session.label} was not ready within {timeout:.0f} s"
+            time.sleep(_LOOK)
+
+    def _confirm(self, session: RescueSession) -> RescueSession:
+        try:
+            self.host.set_access(
+                session.guest, session.user, session.password_hash, session.ssh_keys
+            )
+        except RescueVirtError as exc:
+            # The seed has it as well; what is lost is the proof.
+            log.warning("%s", exc)
+            return session
+        return self.sessions.mark(session, password=Evidence.CONFIRMED)
+
+    def _plug(self, session: RescueSession) -> RescueSession:
+        """Plug the original's disks, the root first, after making a reboot harmless.
+
+        A reset keeps plugged disks, so the guest would come up on the broken root.
+        """
+        self.report("attaching the original disks")
+        self.host.end_at_reboot(session.guest)
+        before = self._live(session).chains
+        for disk in self.sessions.rescue_domain(session).late:
+            if facts.disk_target(disk) not in before:
+                self.host.plug(session.guest, disk)
+        chains = self._live(session).chains
+        return self.sessions.mark(
+            session,
+            originals=Originals.ATTACHED,
+            chains=chains,
+            bases=_bases(session, chains),
+        )
+
+    # --- staying ---------------------------------------------------------------------------
+
+    def attach(self, guest: str, timeout: float) -> Outcome:
+        """Give a rescue guest the disks that it was to get late.
+
+        :raises NotInTime: if the guest is not ready; plugged earlier, it might boot from them.
+        """
+        with self.locked(guest) as session:
+            _require_complete(session)
+            if session.originals is Originals.ATTACHED:
+                raise WrongState(f"{session.label} has its original disks attached already")
+            self._live(session)
+            outcome = self._settle(session, timeout)
+            if outcome.session.originals is Originals.PENDING:
+                raise NotInTime(f"{outcome.problem}; its original disks are still pending")
+            return outcome
+
+    def resume(self, guest: str, *, wait: bool, timeout: float) -> Outcome:
+        """Start a rescue guest that was powered off, late again if it was late."""
+        with self.locked(guest) as session:
+            _require_complete(session)
+            return self.restart(session, wait=wait, timeout=timeout)
+
+    def restart(self, session: RescueSession, *, wait: bool, timeout: float) -> Outcome:
+        """Resume, with the guest's lock held."""
+        live = self.host.look(session.guest)
+        if live is not None and live.run_state is not RunState.SHUTOFF:
+            raise WrongState(f"{session.label} runs: there is nothing to resume")
+        self._check_way_back(session, live)
+        if live is not None and live.managed_save and live.session_id == session.id:
+            # Saved in rescue (as libvirt-guests does at host shutdown): this goes on where it was.
+            self.host.start(session.guest)
+        else:
+            session = self._start(session)
+        outcome = Outcome(session=session)
+        try:
+            if wait:
+                outcome = self._settle(session, timeout)
+        finally:
+            # A rescue that was complete once is kept, whatever ends the wait for it.
+            current = sessions.require(self.sessions.find(session.guest), session.name)
+            session = self.sessions.mark(current, phase=Phase.ACTIVE)
+        return dataclasses.replace(outcome, session=session)
+
+    def status(self, guest: str) -> RescueStatus:
+        """What the session of `guest` and libvirt say together."""
+        session = sessions.require(self.sessions.find_by_name(guest), guest)
+        live = self.host.look(session.guest)
+        access = Access(console=None, addresses=())
+        if live is not None and live.session_id == session.id and is_up(live):
+            access = self.host.access(session.guest)
+        return RescueStatus(
+            session=session, live=live, access=access, note=plan.describe(session, live)
+        )
+
+    def status_of_all(self) -> list[RescueStatus]:
+        return [self.status(session.guest) for session in self.sessions.all()]
+
+    # --- leaving ---------------------------------------------------------------------------
+
+    def leave(self, guest: str, *, force_off: bool, timeout: float) -> RescueSession:
+        """Give the guest back: its definition, its disks, its run state; no file of ours stays.
+
+        :raises NotInTime: if the rescue guest did not shut down; it goes on, in rescue.
+        :raises WayBackFailed: if its storage is not what it was; nothing was stopped.
+        """
+        with self.locked(guest) as session:
+            self.end(session, force_off=force_off, timeout=timeout)
+            return session
+
+    def end(self, session: RescueSession, *, force_off: bool, timeout: float) -> None:
+        """Leave, with the guest's lock held.  Idempotent: whatever interrupts it, run it again."""
+        live = self.host.look(session.guest)
+        self._check_way_back(session, live)
+        before = session.phase
+        session = self.sessions.mark(session, phase=Phase.RESTORING)
+        if session.persistent and self.host.definition(session.guest) is None:
+            # Undefined meanwhile.  Before the stop, which would take the definition and the TPM.
+            self.host.define(session.name, self.sessions.original(session))
+        if live is not None and live.session_id == session.id:
+            if live.managed_save:
+                self.host.drop_managed_save(session.guest)
+            elif is_up(live):
+                self._stop_rescue(session, before, force_off=force_off, timeout=timeout)
+        self._give_back(session)
+        self.sessions.forget(session)
+
+    def _stop_rescue(
+        self, session: RescueSession, before: Phase, *, force_off: bool, timeout: float
+    ) -> None:
+        self.report("stopping the rescue guest")
+        if force_off:
+            self.host.force_off(session.guest)
+        elif not self.host.ask_to_stop(session.guest, timeout):
+            self.sessions.mark(session, phase=before)
+            raise NotInTime(
+                f"{session.label} did not shut down within {timeout:.0f} s and stays in rescue: "
+                f"shut it down from inside, or pull its plug with "
+                f"rescue-virt unrescue --force-off {shlex.quote(session.name)}"
+            )
+
+    def _give_back(self, session: RescueSession) -> None:
+        if not session.was_running:
+            return
+        self.report("starting the original guest")
+        if session.persistent:
+            self.host.start(session.guest)
+        elif self.host.look(session.guest) is None:
+            self.host.run(session.name, self.sessions.original(session))
+
+    def undo(self, session: RescueSession, cause: BaseException) -> None:
+        """Leave by force: nobody has worked in this rescue guest yet."""
+        self.report("undoing: giving the guest back as it was")
+        try:
+            self.end(session, force_off=True, timeout=0)
+        except WayBackFailed:
+            raise
+        except Exception as exc:
+            raise WayBackFailed(
+                f"{session.label} could not be rescued ({cause}), and giving it back failed: {exc}",
+                commands=(f"rescue-virt unrescue --force-off {shlex.quote(session.name)}",),
+            ) from exc
+
+    # --- helpers ---------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, guest: str) -> Iterator[RescueSession]:
+        """The session of a guest, read under the guest's lock."""
+        found = sessions.require(self.sessions.find_by_name(guest), guest)
+        with self.sessions.lock(found.guest, found.name):
+            yield sessions.require(self.sessions.find(found.guest), guest)
+
+    def _live(self, session: RescueSession) -> LiveState:
+        live = self.host.look(session.guest)
+        if live is None or live.session_id != session.id or not is_up(live):
+            raise WrongState(f"{session.label} is off: rescue-virt resume {session.name}")
+        return live
+
+    def _check_way_back(self, session: RescueSession, live: LiveState | None) -> None:
+        definition = self.host.definition(session.guest) or self.sessions.original(session)
+        way_back.check(
+            session,
+            live,
+            definition=facts.chains(definition),
+            bases={path: _modified(path) for path in session.bases},
+        )
+
+
+def preview(
+    guest: GuestFacts, request: RescueRequest, *, images: ImageStore, directory: Path
+) -> tuple[RescuePlan, RescueDomain]:
+    """Decide and render without libvirt and without creating anything."""
+    images.check_source(guest, request.image)
+    image = images.preview(request.image)
+    draft = Draft(directory=directory, session_id="preview", since="preview")
+    findings = images.findings(guest, image)
+    decided = plan.make_plan(guest, image, findings=findings, options=request.options, draft=draft)
+    return decided, domain_xml.render(decided)
+
+
+def _require_complete(session: RescueSession) -> None:
+    if session.phase is not Phase.ACTIVE:
+        raise WrongState(
+            f"{session.label} has an unfinished rescue ({session.phase}): rescue-virt recover"
+        )
+
+
+def is_up(live: LiveState) -> bool:
+    return live.run_state is not RunState.SHUTOFF
+
+
+def _bases(session: RescueSession, chains: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+    """Modification times of the files that back the original's disks, and are not ours."""
+    own = f"{session.directory}/"
+    paths = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
+    return {path: time for path in paths if (time := _modified(path)) is not None}
+
+
+def _modified(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,108 @@
+"""Judges whether a rescue can be ended without losing a byte of the original; pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from rescue_virt.errors import WayBackFailed
+from rescue_virt.model import LiveState, RescueSession
+
+
+def check(
+    session: RescueSession,
+    live: LiveState | None,
+    *,
+    definition: Mapping[str, tuple[str, ...]],
+    bases: Mapping[str, int | None],
+) -> None:
+    """Compare the guest's storage now with what the rescue began with.
+
+    `definition` holds the source chains of the definition to go back to; `bases` the modification
+    times of the files that nobody may have written (None: gone).
+
+    :raises WayBackFailed: on a difference; nothing was touched, and the commands are named.
+    """
+    if live is not None and live.session_id == session.id:
+        for target in live.block_jobs:
+            raise _block_job(session, target)
+        for target, chain in live.chains.items():
+            _check_chain(session, target, chain, definition=definition)
+    tops = {chain[0] for chain in definition.values() if chain}
+    for path, modified in session.bases.items():
+        if modified != bases.get(path) and path not in tops:
+            raise _written_base(session, path)
+
+
+def _check_chain(
+    session: RescueSession,
+    target: str,
+    chain: tuple[str, ...],
+    *,
+    definition: Mapping[str, tuple[str, ...]],
+) -> None:
+    given = session.chains.get(target)
+    if given is None or chain == given or _is_ours(session, given):
+        return
+    if chain and any(known and known[0] == chain[0] for known in definition.values()):
+        return  # the definition has followed, by libvirt's hand or a person's
+    raise _moved(session, target, given, chain)
+
+
+def _is_ours(session: RescueSession, chain: tuple[str, ...]) -> bool:
+    return bool(chain) and chain[0].startswith(f"{session.directory}/")
+
+
+def _block_job(session: RescueSession, target: str) -> WayBackFailed:
+    name = shlex.quote(session.name)
+    return WayBackFailed(
+        f"{session.label} has a block job running on disk {target}; nothing was stopped: "
+        f"let it finish or end it, then try again",
+        commands=(f"virsh blockjob {name} {target} --info", _again(session)),
+    )
+
+
+def _moved(
+    session: RescueSession, target: str, given: tuple[str, ...], chain: tuple[str, ...]
+) -> WayBackFailed:
+    name = shlex.quote(session.name)
+    if given[0] in chain:
+        return WayBackFailed(
+            f"{session.label}: a snapshot was taken of disk {target} during the rescue, and what "
+            f"was written since is not in {given[0]}; nothing was stopped: commit it first",
+            commands=(
+                f"virsh blockcommit {name} {target} --base {shlex.quote(given[0])} "
+                f"--active --pivot --wait",
+                _again(session),
+            ),
+        )
+    now = chain[0] if chain else "nothing"
+    return WayBackFailed(
+        f"{session.label}: disk {target} was {given[0]} when the rescue began and is {now} now, so "
+        f"the original definition names a stale disk; nothing was stopped: "
+        f"name {now} in it first",
+        commands=(
+            f"virsh edit {name}  # replace {given[0]} by {now}",
+            _again(session),
+        ),
+    )
+
+
+def _written_base(session: RescueSession, path: str) -> WayBackFailed:
+    users = [chain for chain in session.chains.values() if path in chain[1:]]
+    top = users[0][0] if users else "the disk above it"
+    name = shlex.quote(session.name)
+    return WayBackFailed(
+        f"{session.label}: {path}, which only backs {top}, was changed during the rescue, so {top} "
+        f"is stale; nothing was started: check which of the two holds the data, and name it in the "
+        f"definition",
+        commands=(
+            f"qemu-img info -U --backing-chain {shlex.quote(top)}",
+            f"virsh edit {name}  # if {path} holds the data: replace {top} by it",
+            _again(session),
+        ),
+    )
+
+
+def _again(session: RescueSession) -> str:
+    return f"rescue-virt unrescue {shlex.quote(session.name)}"
