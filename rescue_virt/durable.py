@@ -37,3 +37,11 @@ def make_directory(directory: Path) -> None:
         missing.mkdir(exist_ok=True)
         # Whatever the umask: QEMU runs as another user.
         missing.chmod(0o711)
+
+
+def modified(path: str) -> int | None:
+    """When a file's content last changed (ns); None if it cannot be told."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return None

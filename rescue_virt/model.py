@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import NewType, NoReturn
+from typing import NewType
+
+from rescue_virt.secret import Secret
 
 DomainXml = NewType("DomainXml", str)
 GuestUuid = NewType("GuestUuid", str)
@@ -83,34 +84,6 @@ class ImageFormat(StrEnum):
     def driver(self) -> str:
         """QEMU's name for the format; an ISO image is raw bytes to QEMU."""
         return "raw" if self is ImageFormat.ISO else self.value
-
-
-class Secret:
-    """A string that no print, log, traceback or JSON shows.
-
-    CPython cannot reliably wipe a str, so this does not pretend to.
-    """
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Secret):
-            return NotImplemented
-        return hmac.compare_digest(self._value.encode(), other._value.encode())
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled or copied")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +342,7 @@ class RescueSession:
     was_running: bool
     persistent: bool
     attach: Attach
+    why_late: str | None
     originals: Originals
     boot_id: str
     console_log: Path

@@ -93,6 +93,7 @@ def begin_session(decided: RescuePlan, request: RescueRequest, hashed: str) -> R
         was_running=guest.run_state is RunState.RUNNING,
         persistent=guest.persistent,
         attach=decided.attach,
+        why_late=decided.why_late,
         originals=originals_at_boot(decided.attach),
         boot_id="",
         console_log=guest.domain.console_log or decided.console_log,
@@ -150,7 +151,7 @@ def describe(session: RescueSession, live: LiveState | None) -> str:
         how = "saved in rescue" if live.managed_save else "powered off"
         return f"{how}: rescue-virt resume {name}, or rescue-virt unrescue {name}"
     if session.originals is Originals.PENDING:
-        return f"its own disks are not attached yet: rescue-virt attach {name}"
+        return f"its own disks are to come late, as {session.why_late}: rescue-virt attach {name}"
     return "in rescue"
 
 

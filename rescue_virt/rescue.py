@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescue_virt import console_log, plan, process, sessions, way_back
+from rescue_virt import console_log, durable, plan, process, sessions, way_back
 from rescue_virt.errors import NotInTime, RescueVirtError, WayBackFailed, WrongState
 from rescue_virt.images import seed
 from rescue_virt.images.store import ImageStore
@@ -30,6 +30,7 @@ from rescue_virt.model import (
     Draft,
     Evidence,
     GuestFacts,
+    GuestUuid,
     LiveState,
     Originals,
     Outcome,
@@ -72,8 +73,7 @@ class Rescuer:
         """
         uuid, name = self.host.find(request.guest)
         with self.sessions.lock(uuid, name):
-            if self.sessions.find(uuid):
-                raise WrongState(f"guest {name} is in rescue already: rescue-virt status {name}")
+            self._check_is_free(uuid, name)
             guest = self.host.inspect(uuid)
             self._check(guest, request)
             try:
@@ -87,13 +87,18 @@ class Rescuer:
 
     def preview(self, request: RescueRequest) -> tuple[RescuePlan, RescueDomain]:
         """Decide and judge as `enter` does, and create nothing."""
-        uuid, _ = self.host.find(request.guest)
+        uuid, name = self.host.find(request.guest)
+        self._check_is_free(uuid, name)
         guest = self.host.inspect(uuid)
         self._check(guest, request)
         directory = self.sessions.directory(uuid)
         decided, domain = preview(guest, request, images=self.images, directory=directory)
         self.host.validate(guest.domain.name, domain.xml)
         return decided, domain
+
+    def _check_is_free(self, uuid: GuestUuid, name: str) -> None:
+        if self.sessions.find(uuid):
+            raise WrongState(f"guest {name} is in rescue already: rescue-virt status {name}")
 
     def _check(self, guest: GuestFacts, request: RescueRequest) -> None:
         runs_nova = process.is_running("nova-compute")
@@ -245,13 +250,17 @@ class Rescuer:
                 outcome = self._settle(session, timeout)
         finally:
             # A rescue that was complete once is kept, whatever ends the wait for it.
-            current = sessions.require(self.sessions.find(session.guest), session.name)
-            session = self.sessions.mark(current, phase=Phase.ACTIVE)
+            session = self.sessions.mark(self._session(session.guest), phase=Phase.ACTIVE)
         return dataclasses.replace(outcome, session=session)
 
     def status(self, guest: str) -> RescueStatus:
         """What the session of `guest` and libvirt say together."""
-        session = sessions.require(self.sessions.find_by_name(guest), guest)
+        return self._status(self._session(guest))
+
+    def status_of_all(self) -> list[RescueStatus]:
+        return [self._status(session) for session in self.sessions.all()]
+
+    def _status(self, session: RescueSession) -> RescueStatus:
         live = self.host.look(session.guest)
         access = Access(console=None, addresses=())
         if live is not None and live.session_id == session.id and is_up(live):
@@ -259,9 +268,6 @@ class Rescuer:
         return RescueStatus(
             session=session, live=live, access=access, note=plan.describe(session, live)
         )
-
-    def status_of_all(self) -> list[RescueStatus]:
-        return [self.status(session.guest) for session in self.sessions.all()]
 
     # --- leaving ---------------------------------------------------------------------------
 
@@ -333,9 +339,17 @@ class Rescuer:
     @contextmanager
     def locked(self, guest: str) -> Iterator[RescueSession]:
         """The session of a guest, read under the guest's lock."""
-        found = sessions.require(self.sessions.find_by_name(guest), guest)
+        found = self._session(guest)
         with self.sessions.lock(found.guest, found.name):
-            yield sessions.require(self.sessions.find(found.guest), guest)
+            yield self._session(found.guest)
+
+    def _session(self, guest: str) -> RescueSession:
+        """The session of a guest by name or UUID, even if libvirt no longer knows it."""
+        session = self.sessions.find_by_name(guest)
+        if session is None:
+            _, name = self.host.find(guest)
+            raise WrongState(f"guest {name} is not in rescue: see rescue-virt list")
+        return session
 
     def _live(self, session: RescueSession) -> LiveState:
         live = self.host.look(session.guest)
@@ -349,7 +363,7 @@ class Rescuer:
             session,
             live,
             definition=facts.chains(definition),
-            bases={path: _modified(path) for path in session.bases},
+            bases={path: durable.modified(path) for path in session.bases},
         )
 
 
@@ -380,11 +394,4 @@ def _bases(session: RescueSession, chains: Mapping[str, tuple[str, ...]]) -> dic
     """Modification times of the files that back the original's disks, and are not ours."""
     own = f"{session.directory}/"
     paths = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
-    return {path: time for path in paths if (time := _modified(path)) is not None}
-
-
-def _modified(path: str) -> int | None:
-    try:
-        return Path(path).stat().st_mtime_ns
-    except OSError:
-        return None
+    return {path: time for path in paths if (time := durable.modified(path)) is not None}

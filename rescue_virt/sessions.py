@@ -16,7 +16,7 @@ from typing import Any
 from oslo_concurrency import lockutils
 
 from rescue_virt import durable
-from rescue_virt.errors import NotFound, RescueVirtError, WrongState
+from rescue_virt.errors import RescueVirtError, WrongState
 from rescue_virt.model import (
     Attach,
     DomainXml,
@@ -163,13 +163,6 @@ class Sessions:
                 f"libvirt is untouched: read {directory / _ORIGINAL}, then remove the directory"
             ) from exc
         return _session(record)
-
-
-def require(session: RescueSession | None, guest: str) -> RescueSession:
-    """:raises NotFound: if there is no session."""
-    if session is None:
-        raise NotFound(f"guest {guest} is not in rescue: rescue-virt list shows those that are")
-    return session
 
 
 def boot_id() -> str:

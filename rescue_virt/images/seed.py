@@ -15,7 +15,7 @@ from passlib.hash import sha512_crypt
 from pycdlib import PyCdlib
 
 from rescue_virt.errors import BadRequest
-from rescue_virt.model import Secret
+from rescue_virt.secret import Secret
 
 # Neither I, l, O, 0, 1 nor anything that a shell, YAML or a foreign keyboard treats specially.
 _ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"

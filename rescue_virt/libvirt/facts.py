@@ -118,9 +118,15 @@ def _disk(element: etree._Element) -> Disk:
         source=source,
         path=Path(source) if source and source.startswith("/") else None,
         format=None if driver is None else driver.get("type"),
-        boot_order=None if boot is None else int(boot.get("order", "0")),
+        boot_order=None if boot is None else _number(boot.get("order", "")),
         readonly=element.find("readonly") is not None,
     )
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise BadRequest(f"not a libvirt domain: {text!r} is no <boot order>")
+    return int(text)
 
 
 def _source(element: etree._Element) -> str | None:

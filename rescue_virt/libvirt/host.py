@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from ipaddress import ip_address
 from pathlib import Path
 
 import libvirt
@@ -293,11 +294,19 @@ def _addresses(domain: libvirt.virDomain) -> tuple[str, ...]:
             continue  # no agent, no libvirt network: the next source may know
         found = [
             address["addr"]
-            for name, interface in interfaces.items()
-            if name != "lo"
+            for interface in interfaces.values()
             for address in interface["addrs"] or []
-            if not address["addr"].startswith("fe80:")
+            if _is_reachable(address["addr"])
         ]
         if found:
             return tuple(found)
     return ()
+
+
+def _is_reachable(text: str) -> bool:
+    """Whether it is an address at all (a guest may say anything), and not of the guest only."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_link_local)

@@ -18,6 +18,9 @@ from program import Program
 
 PASSWORD = "correct horse battery"
 
+# Two workers share one libvirt; what they must not share is named after them.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -29,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A run that was to be functional and skipped everything has proved nothing."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.testscollected and reporter and not _ran(reporter.stats):
+    is_worker = hasattr(session.config, "workerinput")
+    if reporter and not is_worker and not _ran(reporter.stats):
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -62,7 +66,7 @@ def directory(run_directory: Path) -> Iterator[Path]:
 @pytest.fixture
 def program(run_directory: Path) -> Iterator[Program]:
     """The cached images stay for the tests that follow; a session that is left is a failure."""
-    program = Program(run_directory / "state")
+    program = Program(run_directory / f"state-{WORKER}")
     yield program
     left = program.sessions
     for session in left:
@@ -90,12 +94,12 @@ def disk(small: Path, directory: Path) -> Path:
 def make_guest(
     connection: libvirt.virConnect, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Guest]]:
-    """`make_guest(*disks, **how)`: a defined guest, by default named after the test."""
+    """`make_guest(*disks, **how)`: a defined guest, named after the test."""
     with ExitStack() as stack:
 
-        def make(*disks: Disk | Path, name: str = "", **how: Any) -> Guest:
+        def make(*disks: Disk | Path, **how: Any) -> Guest:
             given = [disk if isinstance(disk, Disk) else Disk(source=disk) for disk in disks]
-            name = name or request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
+            name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
             return stack.enter_context(Guest(connection, domain_xml(name, given, **how)))
 
         yield make

@@ -323,10 +323,11 @@ class Serial:
             left = deadline - time.monotonic()
             try:
                 self.expect("login: ", min(5, max(left, 0)))
-                return
             except TimeoutError:
                 if left <= 5:
                     raise
+            else:
+                return
 
     def _read(self) -> None:
         with suppress(libvirt.libvirtError):

@@ -12,17 +12,17 @@ import sys
 from rescue_virt.cli.main import main
 from rescue_virt.libvirt.host import Host
 
-where, name, *arguments = sys.argv[1:]
+where, number, *arguments = sys.argv[1:]
 start_the_rescue = Host.run
 
 
-def run(self: Host, guest: str, xml: str) -> None:
+def run(self: Host, name: str, xml: str) -> None:
     is_rescue = "urn:rescue-virt:session:1" in xml
     if is_rescue and where == "before":
-        os.kill(os.getpid(), signal.Signals[name])
-    start_the_rescue(self, guest, xml)
+        os.kill(os.getpid(), signal.Signals[number])
+    start_the_rescue(self, name, xml)
     if is_rescue and where == "after":
-        os.kill(os.getpid(), signal.Signals[name])
+        os.kill(os.getpid(), signal.Signals[number])
 
 
 Host.run = run  # type: ignore[method-assign]

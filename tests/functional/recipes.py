@@ -546,8 +546,9 @@ def _run(
     words = [str(word) for word in argv]
     environment = os.environ | {"LC_ALL": "C", "MTOOLS_SKIP_CHECK": "1", "DEBUGFS_PAGER": "cat"}
     done = subprocess.run(
-        words, cwd=cwd, input=text, env=environment, timeout=timeout, text=True, capture_output=True
-    )
+        words, cwd=cwd, input=text, env=environment, timeout=timeout,
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
     if done.returncode not in good:
         raise RuntimeError(f"{words[0]} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
     return done.stdout

@@ -33,7 +33,7 @@ def test_a_guest_is_given_back_as_it_was(
     make_guest: Callable[..., Guest], disk: Path, rescue_image: Path, program: Program,
     running: bool, machine: str,
 ) -> None:  # fmt: skip
-    guest = make_guest(disk, machine=machine, name="plain")
+    guest = make_guest(disk, machine=machine)
     if running:
         guest.start()
     rescue_and_back(program, guest, rescue_image)

@@ -17,7 +17,7 @@ KILLPOINT = str(Path(__file__).with_name("killpoint.py"))
 
 @pytest.fixture
 def guest(make_guest: Callable[..., Guest], disk: Path) -> Guest:
-    return make_guest(disk, name="interrupted").start()
+    return make_guest(disk).start()
 
 
 def code_of(number: signal.Signals) -> int:
@@ -104,11 +104,11 @@ def test_recover_leaves_a_finished_rescue_and_a_working_command_alone(
 
 
 @pytest.fixture
-def refuse_to_start_rescues(run_directory: Path) -> Iterator[None]:
-    """libvirt's own hook, which fails the start of a domain that is a rescue."""
+def refuse_to_start_rescues(guest: Guest, run_directory: Path) -> Iterator[None]:
+    """libvirt's own hook, which fails the start of this guest as a rescue."""
     hook = run_directory / "hook"
     hook.write_text(
-        '#!/bin/sh\n[ "$2" = prepare ] || exit 0\n'
+        f'#!/bin/sh\n[ "$1 $2" = "{guest.name} prepare" ] || exit 0\n'
         'if grep -q "urn:rescue-virt:session"; then echo "no rescues here" >&2; exit 1; fi\n'
     )
     hook.chmod(0o755)

@@ -155,7 +155,7 @@ def test_a_transient_guest_whose_tpm_would_be_lost(
 
 
 def test_images_that_cannot_be_had_or_trusted(
-    refused: Callable[..., str], directory: Path, rescue_image: Path, disk: Path
+    refused: Callable[..., str], directory: Path, disk: Path
 ) -> None:
     assert "does not exist" in refused(code=3, image="/no/such/image.qcow2")
     assert "--sha256" in refused(code=2, image="http://127.0.0.1:9/image.qcow2")

@@ -1,0 +1,36 @@
+"""Signals that end a command: each raises once in the main thread, so that the engine can undo."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rescue_virt.errors import Interrupted
+
+# A lost terminal is no reason to leave a guest halfway.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def listen() -> None:
+    """From now on these signals raise `KeyboardInterrupt`, those ignored so far (nohup) do not."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise_once)
+
+
+@contextmanager
+def interrupted_as(message: str) -> Iterator[None]:
+    """What it means if the work inside is interrupted, after the engine has dealt with it."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise Interrupted(f"interrupted; {message}") from exc
+
+
+def _raise_once(_number: int, _frame: FrameType | None) -> None:
+    # A second one would interrupt the undoing.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
