@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+# What a kernel says first: a prompt above it is of an earlier boot.
+_BOOT = re.compile(rb"Linux version \d")
 # A getty's prompt is the last thing on its line; agetty sends it with terminal codes around it.
 _PROMPT = re.compile(rb"login:[ \t]*(\x1b\[[0-9;?]*[a-zA-Z])*[ \t]*\Z|login:[ \t]*\r?\n")
 _TAIL = 64 << 10
@@ -16,8 +18,8 @@ def size(path: Path) -> int:
 
 
 def shows_login(path: Path, offset: int) -> bool:
-    """Whether a login prompt was printed since `offset` (bytes)."""
-    return _PROMPT.search(read(path, offset)) is not None
+    """Whether a login prompt was printed since `offset` (bytes), and no boot began after it."""
+    return _PROMPT.search(_BOOT.split(read(path, offset))[-1]) is not None
 
 
 def read(path: Path, offset: int, *, limit: int = _TAIL) -> bytes:

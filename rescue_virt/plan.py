@@ -51,7 +51,11 @@ def make_plan(
         _check_hot_plug(guest, kept)
     device, bus = _device_and_bus(guest, image, layout=layout, root=root)
     target, originals = _place(kept, root, layout=layout, bus=bus)
-    seed_bus = _seed_bus(bus, attach)
+    # A virtio disk every cloud image can read (Debian's cloud kernel has no AHCI).  But a guest
+    # numbers its virtio disks as they come: so that a root plugged late is the second one all the
+    # same, the seed must not be one of them then.
+    late_virtio = attach is Attach.LATE and "virtio" in {bus, *(disk.bus for disk in kept)}
+    seed_bus = "scsi" if late_virtio else "virtio"
     names = [target, *(placement.now for placement in originals)]
     return RescuePlan(
         guest=guest,
@@ -246,15 +250,6 @@ def _default_bus(guest: GuestFacts, image: CachedImage, *, device: str, root: Di
 
 def _is_q35(guest: GuestFacts) -> bool:
     return "q35" in guest.domain.machine
-
-
-def _seed_bus(bus: str, attach: Attach) -> str:
-    """On virtio-blk, which every cloud image can read (Debian's cloud kernel has no AHCI).
-
-    A guest numbers its virtio disks as they come.  So that a root plugged late is the second one
-    all the same, the seed must not be one of them: there it is a CD-ROM on virtio-scsi.
-    """
-    return "scsi" if attach is Attach.LATE and bus == "virtio" else "virtio"
 
 
 def _place(

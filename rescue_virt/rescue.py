@@ -48,6 +48,7 @@ from rescue_virt.sessions import Sessions
 log = logging.getLogger(__name__)
 
 _LOOK = 0.5  # seconds between two looks at a booting guest
+_AGENT_GRACE = 3.0  # seconds that an agent may come after the login prompt: it alone can confirm
 LEAVE_TIMEOUT = 60.0  # seconds that a rescue guest gets to shut down, unless somebody says
 
 
@@ -140,16 +141,14 @@ class Rescuer:
         self.report("starting the rescue guest")
         offset = console_log.size(session.console_log)
         self.host.run(session.name, self.sessions.rescue_domain(session).xml)
-        live = self._live(session)
-        return self.sessions.mark(
+        session = self.sessions.mark(
             session,
             phase=Phase.BOOTING,
             boot_id=sessions.boot_id(),
             console_offset=offset,
-            chains=live.chains,
-            bases=_bases(session, live.chains),
             originals=plan.originals_at_boot(session.attach),
         )
+        return self._note_storage(session)
 
     # --- settling --------------------------------------------------------------------------
 
@@ -163,20 +162,25 @@ class Rescuer:
             try:
                 session = self._plug(session)
             except RescueVirtError as exc:
+                session = self._session(session.guest)
                 problem = f"{exc}: try rescue-virt attach {shlex.quote(session.name)}"
         return Outcome(session=session, ready=ready, problem=problem)
 
     def _wait(self, session: RescueSession, timeout: float) -> tuple[Ready | None, str | None]:
         deadline = time.monotonic() + timeout
+        prompt_since: float | None = None
         while True:
             live = self.host.look(session.guest)
             if live is None or live.run_state is RunState.SHUTOFF:
                 return None, f"{session.label} powered off while it booted"
             if live.agent:
                 return Ready.AGENT, None
+            now = time.monotonic()
             if console_log.shows_login(session.console_log, session.console_offset):
+                prompt_since = prompt_since or now
+            if prompt_since and now - prompt_since >= _AGENT_GRACE:
                 return Ready.LOGIN, None
-            if time.monotonic() >= deadline:
+            if now >= deadline and not prompt_since:
                 return None, f"{session.label} was not ready within {timeout:.0f} s"
             time.sleep(_LOOK)
 
@@ -198,17 +202,16 @@ class Rescuer:
         """
         self.report("attaching the original disks")
         self.host.end_at_reboot(session.guest)
-        before = self._live(session).chains
-        for disk in self.sessions.rescue_domain(session).late:
-            if facts.disk_target(disk) not in before:
+        late = self.sessions.rescue_domain(session).late
+        for disk in late:
+            if facts.disk_target(disk) not in session.chains:
                 self.host.plug(session.guest, disk)
+                session = self._note_storage(session)
+        return self.sessions.mark(session, originals=Originals.ATTACHED)
+
+    def _note_storage(self, session: RescueSession) -> RescueSession:
         chains = self._live(session).chains
-        return self.sessions.mark(
-            session,
-            originals=Originals.ATTACHED,
-            chains=chains,
-            bases=_bases(session, chains),
-        )
+        return self.sessions.mark(session, chains=chains, bases=_bases(session, chains))
 
     # --- staying ---------------------------------------------------------------------------
 

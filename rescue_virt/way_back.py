@@ -28,6 +28,7 @@ def check(
             raise _block_job(session, target)
         for target, chain in live.chains.items():
             _check_chain(session, target, chain, definition=definition)
+        return  # what backs a chain that was checked, QEMU itself may have written
     tops = {chain[0] for chain in definition.values() if chain}
     for path, modified in session.bases.items():
         if modified != bases.get(path) and path not in tops:

@@ -18,6 +18,8 @@ import libvirt
 from lxml import etree
 
 URI = "qemu:///system"
+# libvirt prints every error to stderr as well, unless somebody listens.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 # libvirt fills slots from the low end, and q35 has chips of its own from 0x1a on.
 SSH_SLOT = "0x10"
@@ -296,7 +298,7 @@ class Serial:
         self.send(user)
         self.expect("Password: ", timeout)
         # login may drop what is typed before it has switched the echo off.
-        time.sleep(0.2)
+        time.sleep(0.5)
         self.send(password)
         # busybox says "bad salt" of an account that is locked.
         answer = self.expect(r"Login incorrect|login: bad salt|[#$] (?:\x1b\S*)?$", timeout)
@@ -317,15 +319,18 @@ class Serial:
         return output
 
     def _expect_prompt(self, deadline: float) -> None:
-        """The prompt may have been printed before this session: ask for another."""
+        """The prompt may have been printed before this session: then ask for another.
+
+        Not at once: login takes an empty line for a name if its own prompt is on the way.
+        """
         while True:
-            self.send("")
             left = deadline - time.monotonic()
             try:
-                self.expect("login: ", min(5, max(left, 0)))
+                self.expect("login: ", min(4, max(left, 0)))
             except TimeoutError:
-                if left <= 5:
+                if left <= 4:
                     raise
+                self.send("")
             else:
                 return
 
