@@ -33,20 +33,16 @@ from rescue_virt.model import (
     RunState,
 )
 from rescue_virt.recovery import recover
-from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer
+from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer, silent
 from rescue_virt.sessions import Sessions
 from rescue_virt.settings import Settings, load
 
 log = logging.getLogger(__name__)
 
 
-def _silent(_step: str) -> None:
-    pass
-
-
 @contextmanager
 def open_rescuer(
-    settings: Settings, uri: str | None, report: Callable[[str], None] = _silent
+    settings: Settings, uri: str | None, report: Callable[[str], None] = silent
 ) -> Iterator[Rescuer]:
     """The engine, on a connection of its own."""
     with connect(uri) as connection:

@@ -319,11 +319,11 @@ class RescueDomain:
 class RescueSession:
     """The record of one rescue, as kept on disk.
 
-    `chains` are the source chains of the rescue guest's disks as it was given them, by target, and
-    `bases` the modification times (ns) of files that only back them and that nobody may write.
-    `password_hash` is what the guest agent is handed; the password itself is kept nowhere.
-    `boot_id` names the host's boot that the rescue was started in, `console_offset` is where this
-    boot of the guest begins in `console_log` (bytes).
+    `chains` are the source chains of the rescue guest's disks as it was given them, by target,
+    `bases` the modification times (ns) of files that only back them and that nobody may write, and
+    `snapshots` those that the guest had before.  `password_hash` is what the guest agent is handed;
+    the password itself is kept nowhere.  `boot_id` names the host's boot that the rescue was
+    started in, `console_offset` is where this boot of the guest begins in `console_log` (bytes).
     """
 
     id: str
@@ -349,6 +349,7 @@ class RescueSession:
     console_offset: int
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bases: Mapping[str, int] = field(default_factory=dict)
+    snapshots: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -360,7 +361,8 @@ class LiveState:
     """What libvirt says of a guest now.
 
     `session_id` is the rescue session that the live (or, for a guest that is off, the saved)
-    domain names.  `sources` are the live source chains by target.
+    domain names.  `chains` are its source chains by target.  `snapshots` holds, by name, the files
+    that hold what was written since.
     """
 
     run_state: RunState
@@ -370,6 +372,11 @@ class LiveState:
     chains: Mapping[str, tuple[str, ...]]
     block_jobs: tuple[str, ...]
     agent: bool
+    snapshots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def is_up(self) -> bool:
+        return self.run_state is not RunState.SHUTOFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,15 +395,6 @@ class RescueStatus:
     live: LiveState | None
     access: Access
     note: str
-
-    @property
-    def runs(self) -> bool:
-        """Whether the rescue guest itself is up."""
-        return (
-            self.live is not None
-            and self.live.session_id == self.session.id
-            and self.live.run_state is not RunState.SHUTOFF
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,6 +142,15 @@ def check_guest(guest: GuestFacts, *, nova_runs_here: bool, options: Options) ->
         )
 
 
+def check_unchanged(before: GuestFacts, now: GuestFacts) -> None:
+    """:raises Refused: if somebody worked on the guest while its rescue was prepared."""
+    if (before.xml, before.run_state, before.chains) != (now.xml, now.run_state, now.chains):
+        raise Refused(
+            f"{before.label} was changed while its rescue was being prepared; it was not touched: "
+            f"try again when nobody else works on it"
+        )
+
+
 def describe(session: RescueSession, live: LiveState | None) -> str:
     """One phrase: where the rescue stands, and what to do next where something is due."""
     name = session.name
@@ -149,9 +158,9 @@ def describe(session: RescueSession, live: LiveState | None) -> str:
         return f"unfinished ({session.phase}): if no command works on it, rescue-virt recover"
     if live is None:
         return f"undefined meanwhile: rescue-virt unrescue {name} defines it again"
-    if live.session_id != session.id and live.run_state is not RunState.SHUTOFF:
+    if live.session_id != session.id and live.is_up:
         return f"the original was started by hand: rescue-virt unrescue {name} cleans up"
-    if live.run_state is RunState.SHUTOFF:
+    if not live.is_up:
         how = "saved in rescue" if live.managed_save else "powered off"
         return f"{how}: rescue-virt resume {name}, or rescue-virt unrescue {name}"
     if session.originals is Originals.PENDING:

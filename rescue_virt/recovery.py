@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rescue_virt import sessions
 from rescue_virt.errors import RescueVirtError, WrongState
 from rescue_virt.model import GuestUuid, Owner, Phase, RescueSession
-from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer, is_up
+from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer
 from rescue_virt.settings import OnHostReboot
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _by_phase(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) ->
         rescuer.end(session, force_off=False, timeout=LEAVE_TIMEOUT)
         return "finished: given back"
     live = rescuer.host.look(session.guest)
-    if session.boot_id == sessions.boot_id() or (live is not None and is_up(live)):
+    if session.boot_id == sessions.boot_id() or (live is not None and live.is_up):
         return "in rescue: nothing to recover"
     return _after_host_reboot(rescuer, session, policy)
 

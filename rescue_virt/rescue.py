@@ -41,7 +41,6 @@ from rescue_virt.model import (
     RescueRequest,
     RescueSession,
     RescueStatus,
-    RunState,
 )
 from rescue_virt.sessions import Sessions
 
@@ -52,7 +51,7 @@ _AGENT_GRACE = 3.0  # seconds that an agent may come after the login prompt: it 
 LEAVE_TIMEOUT = 60.0  # seconds that a rescue guest gets to shut down, unless somebody says
 
 
-def _silent(_step: str) -> None:
+def silent(_step: str) -> None:
     pass
 
 
@@ -63,7 +62,7 @@ class Rescuer:
     host: Host
     images: ImageStore
     sessions: Sessions
-    report: Callable[[str], None] = _silent
+    report: Callable[[str], None] = silent
 
     # --- entering --------------------------------------------------------------------------
 
@@ -75,8 +74,7 @@ class Rescuer:
         uuid, name = self.host.find(request.guest)
         with self.sessions.lock(uuid, name):
             self._check_is_free(uuid, name)
-            guest = self.host.inspect(uuid)
-            self._check(guest, request)
+            guest = self._inspect(uuid, request)
             try:
                 session = self._prepare(guest, request)
                 return self._swap(session, request)
@@ -90,8 +88,7 @@ class Rescuer:
         """Decide and judge as `enter` does, and create nothing."""
         uuid, name = self.host.find(request.guest)
         self._check_is_free(uuid, name)
-        guest = self.host.inspect(uuid)
-        self._check(guest, request)
+        guest = self._inspect(uuid, request)
         directory = self.sessions.directory(uuid)
         decided, domain = preview(guest, request, images=self.images, directory=directory)
         self.host.validate(guest.domain.name, domain.xml)
@@ -101,9 +98,12 @@ class Rescuer:
         if self.sessions.find(uuid):
             raise WrongState(f"guest {name} is in rescue already: rescue-virt status {name}")
 
-    def _check(self, guest: GuestFacts, request: RescueRequest) -> None:
+    def _inspect(self, uuid: GuestUuid, request: RescueRequest) -> GuestFacts:
+        """:raises Refused: if the guest may not be rescued as it is."""
+        guest = self.host.inspect(uuid)
         runs_nova = process.is_running("nova-compute")
         plan.check_guest(guest, nova_runs_here=runs_nova, options=request.options)
+        return guest
 
     def _prepare(self, guest: GuestFacts, request: RescueRequest) -> RescueSession:
         """Everything that can fail, while the guest still runs; ends with the record."""
@@ -111,16 +111,17 @@ class Rescuer:
             self.images.check_source(guest, request.image)
             self.report("fetching the image")
             image = self.images.fetch(request.image, draft.directory / "base.img")
-            findings = self.images.findings(guest, image)
-            decided = plan.make_plan(
-                guest, image, findings=findings, options=request.options, draft=draft
-            )
+            found = self.images.findings(guest, image)
+            options = request.options
+            decided = plan.make_plan(guest, image, findings=found, options=options, draft=draft)
             domain = domain_xml.render(decided)
             self.host.validate(guest.domain.name, domain.xml)
             self.images.check_space(decided)
             self.report("preparing the disks")
             hashed = seed.password_hash(request.credentials.password)
             self.images.prepare(decided, request.credentials, hashed)
+            # The download may have taken an hour.
+            plan.check_unchanged(guest, self._inspect(guest.domain.uuid, request))
             session = plan.begin_session(decided, request, hashed)
             return self.sessions.keep(session, original=guest.xml, rescue=domain)
 
@@ -140,6 +141,7 @@ class Rescuer:
         """Start the rescue domain and note what it was given."""
         self.report("starting the rescue guest")
         offset = console_log.size(session.console_log)
+        before = self.host.look(session.guest)
         self.host.run(session.name, self.sessions.rescue_domain(session).xml)
         session = self.sessions.mark(
             session,
@@ -147,6 +149,7 @@ class Rescuer:
             boot_id=sessions.boot_id(),
             console_offset=offset,
             originals=plan.originals_at_boot(session.attach),
+            snapshots=tuple(before.snapshots) if before else (),
         )
         return self._note_storage(session)
 
@@ -171,7 +174,7 @@ class Rescuer:
         prompt_since: float | None = None
         while True:
             live = self.host.look(session.guest)
-            if live is None or live.run_state is RunState.SHUTOFF:
+            if live is None or not live.is_up:
                 return None, f"{session.label} powered off while it booted"
             if live.agent:
                 return Ready.AGENT, None
@@ -220,8 +223,7 @@ class Rescuer:
 
         :raises NotInTime: if the guest is not ready; plugged earlier, it might boot from them.
         """
-        with self.locked(guest) as session:
-            _require_complete(session)
+        with self._locked_active(guest) as session:
             if session.originals is Originals.ATTACHED:
                 raise WrongState(f"{session.label} has its original disks attached already")
             self._live(session)
@@ -232,14 +234,13 @@ class Rescuer:
 
     def resume(self, guest: str, *, wait: bool, timeout: float) -> Outcome:
         """Start a rescue guest that was powered off, late again if it was late."""
-        with self.locked(guest) as session:
-            _require_complete(session)
+        with self._locked_active(guest) as session:
             return self.restart(session, wait=wait, timeout=timeout)
 
     def restart(self, session: RescueSession, *, wait: bool, timeout: float) -> Outcome:
         """Resume, with the guest's lock held."""
         live = self.host.look(session.guest)
-        if live is not None and live.run_state is not RunState.SHUTOFF:
+        if live is not None and live.is_up:
             raise WrongState(f"{session.label} runs: there is nothing to resume")
         self._check_way_back(session, live)
         if live is not None and live.managed_save and live.session_id == session.id:
@@ -266,7 +267,7 @@ class Rescuer:
     def _status(self, session: RescueSession) -> RescueStatus:
         live = self.host.look(session.guest)
         access = Access(console=None, addresses=())
-        if live is not None and live.session_id == session.id and is_up(live):
+        if live is not None and live.session_id == session.id and live.is_up:
             access = self.host.access(session.guest)
         return RescueStatus(
             session=session, live=live, access=access, note=plan.describe(session, live)
@@ -296,7 +297,7 @@ class Rescuer:
         if live is not None and live.session_id == session.id:
             if live.managed_save:
                 self.host.drop_managed_save(session.guest)
-            elif is_up(live):
+            elif live.is_up:
                 self._stop_rescue(session, before, force_off=force_off, timeout=timeout)
         self._give_back(session)
         self.sessions.forget(session)
@@ -346,6 +347,14 @@ class Rescuer:
         with self.sessions.lock(found.guest, found.name):
             yield self._session(found.guest)
 
+    @contextmanager
+    def _locked_active(self, guest: str) -> Iterator[RescueSession]:
+        with self.locked(guest) as session:
+            if session.phase is not Phase.ACTIVE:
+                how = f"unfinished ({session.phase})"
+                raise WrongState(f"{session.label} has a rescue that is {how}: rescue-virt recover")
+            yield session
+
     def _session(self, guest: str) -> RescueSession:
         """The session of a guest by name or UUID, even if libvirt no longer knows it."""
         session = self.sessions.find_by_name(guest)
@@ -356,7 +365,7 @@ class Rescuer:
 
     def _live(self, session: RescueSession) -> LiveState:
         live = self.host.look(session.guest)
-        if live is None or live.session_id != session.id or not is_up(live):
+        if live is None or live.session_id != session.id or not live.is_up:
             raise WrongState(f"{session.label} is off: rescue-virt resume {session.name}")
         return live
 
@@ -380,17 +389,6 @@ def preview(
     findings = images.findings(guest, image)
     decided = plan.make_plan(guest, image, findings=findings, options=request.options, draft=draft)
     return decided, domain_xml.render(decided)
-
-
-def _require_complete(session: RescueSession) -> None:
-    if session.phase is not Phase.ACTIVE:
-        raise WrongState(
-            f"{session.label} has an unfinished rescue ({session.phase}): rescue-virt recover"
-        )
-
-
-def is_up(live: LiveState) -> bool:
-    return live.run_state is not RunState.SHUTOFF
 
 
 def _bases(session: RescueSession, chains: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

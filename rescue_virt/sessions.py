@@ -183,6 +183,7 @@ def _session(record: dict[str, Any]) -> RescueSession:
             "attach": Attach(record["attach"]),
             "originals": Originals(record["originals"]),
             "ssh_keys": tuple(record["ssh_keys"]),
+            "snapshots": tuple(record["snapshots"]),
             "chains": {target: tuple(chain) for target, chain in record["chains"].items()},
         }
     )

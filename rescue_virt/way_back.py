@@ -29,10 +29,20 @@ def check(
         for target, chain in live.chains.items():
             _check_chain(session, target, chain, definition=definition)
         return  # what backs a chain that was checked, QEMU itself may have written
+    if live is not None:
+        _check_snapshots(session, live)
     tops = {chain[0] for chain in definition.values() if chain}
     for path, modified in session.bases.items():
         if modified != bases.get(path) and path not in tops:
             raise _written_base(session, path)
+
+
+def _check_snapshots(session: RescueSession, live: LiveState) -> None:
+    """With the rescue guest off, only a snapshot's own record tells that it was taken."""
+    for name, files in live.snapshots.items():
+        left = [file for file in files if not file.startswith(f"{session.directory}/")]
+        if left and name not in session.snapshots:
+            raise _left_snapshot(session, name, left)
 
 
 def _check_chain(
@@ -60,6 +70,20 @@ def _block_job(session: RescueSession, target: str) -> WayBackFailed:
         f"{session.label} has a block job running on disk {target}; nothing was stopped: "
         f"let it finish or end it, then try again",
         commands=(f"virsh blockjob {name} {target} --info", _again(session)),
+    )
+
+
+def _left_snapshot(session: RescueSession, name: str, files: list[str]) -> WayBackFailed:
+    guest = shlex.quote(session.name)
+    return WayBackFailed(
+        f"{session.label}: snapshot {name} was taken during the rescue, and what was written since "
+        f"is in {', '.join(files)}; nothing was started: commit it first, or only delete the "
+        f"snapshot to lose it",
+        commands=(
+            *(f"qemu-img commit -f qcow2 {shlex.quote(file)}" for file in files),
+            f"virsh snapshot-delete {guest} {shlex.quote(name)} --metadata",
+            _again(session),
+        ),
     )
 
 

@@ -75,6 +75,12 @@ def chains(xml: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def snapshot_files(xml: str) -> tuple[str, ...]:
+    """The files that an external snapshot has the guest write to; none if it is internal."""
+    disks = etree.fromstring(xml.encode()).iterfind("disks/disk[@snapshot='external']/source")
+    return tuple(disk.get("file", "") for disk in disks if disk.get("file"))
+
+
 def disk_target(disk: str) -> str:
     """The target of one `<disk>` element on its own."""
     target = etree.fromstring(disk).find("target")

@@ -100,6 +100,10 @@ class Host:
                 chains=facts.chains(xml),
                 block_jobs=_block_jobs(domain, xml),
                 agent=facts.agent_is_connected(xml),
+                snapshots={
+                    snapshot.getName(): facts.snapshot_files(snapshot.getXMLDesc())
+                    for snapshot in domain.listAllSnapshots()
+                },
             )
 
     def definition(self, uuid: GuestUuid) -> DomainXml | None:

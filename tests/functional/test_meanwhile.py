@@ -60,6 +60,23 @@ def test_a_snapshot_is_committed_first(
     assert recipes.read_root_file(disk, "/etc/marker") == "original\n"
 
 
+def test_a_snapshot_is_not_forgotten_when_the_rescue_guest_powers_off(
+    guest: Guest, disk: Path, directory: Path, program: Program
+) -> None:
+    snapshot = SNAPSHOT.format(overlay=directory / "snapshot.qcow2")
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    guest.domain.snapshotCreateXML(snapshot, flags)
+    guest.destroy()  # and with it went the chain that was in use
+    error = program.run("unrescue", guest.name, expect=6).err
+    assert "snapshot during was taken" in error
+    assert not guest.is_running()
+
+    typed(error)
+    leave(guest, program)
+    assert guest.domain.listAllSnapshots() == []
+    assert recipes.read_root_file(disk, "/etc/marker") == "original\n"
+
+
 def test_a_disk_that_was_pivoted_to_its_base_is_named_in_the_definition_first(
     guest: Guest, disk: Path, directory: Path, rescue_image: Path, program: Program
 ) -> None:
