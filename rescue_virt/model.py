@@ -24,8 +24,6 @@ class Layout(StrEnum):
 
 
 class Attach(StrEnum):
-    """When the rescue guest gets the original's disks."""
-
     BOOT = "boot"
     LATE = "late"
 
@@ -54,15 +52,11 @@ class Evidence(StrEnum):
 
 
 class Originals(StrEnum):
-    """Whether the rescue guest sees the original's disks."""
-
     ATTACHED = "attached"
     PENDING = "pending"
 
 
 class Ready(StrEnum):
-    """What showed that the rescue guest is up."""
-
     AGENT = "guest agent"
     LOGIN = "login prompt"
 
@@ -194,11 +188,9 @@ class DomainFacts:
 
     name: str
     uuid: GuestUuid
-    type: str
     arch: str
     machine: str
     disks: tuple[Disk, ...]
-    boot_devices: tuple[str, ...]
     uefi: bool
     nvram: Path | None
     has_tpm: bool
@@ -215,8 +207,8 @@ class GuestFacts:
 
     `xml` is the definition to give back (inactive and secure), `domain` what it says.  `nvram` is
     the existing NVRAM file to copy.  `chains` holds, per disk, its source and all that backs it,
-    top first.  `relabels` tells whether this libvirt changes owners of files (it does when it runs
-    as root).
+    top first; `snapshots` are names.  `relabels` tells whether this libvirt changes the owners of
+    files (it does when it runs as root).
     """
 
     domain: DomainFacts
@@ -228,6 +220,7 @@ class GuestFacts:
     nvram: Path | None
     chains: Mapping[Target, tuple[str, ...]]
     relabels: bool
+    snapshots: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

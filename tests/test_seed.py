@@ -17,7 +17,7 @@ from pycdlib import PyCdlib
 from rescue_virt.errors import BadRequest
 from rescue_virt.images import seed
 from rescue_virt.images.label import volume_label
-from rescue_virt.model import Secret
+from rescue_virt.secret import Secret
 
 UUID = "6f1f4f5e-9a0c-4f0a-8d0f-3f3e2b1c0d9e"
 HASH = "$6$sdVBgcgDUgQLvIAF$" + "a" * 86

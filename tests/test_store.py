@@ -35,9 +35,9 @@ from rescue_virt.model import (
     Layout,
     RescuePlan,
     RunState,
-    Secret,
     Target,
 )
+from rescue_virt.secret import Secret
 from rescue_virt.settings import Settings
 
 MIB = 1 << 20
@@ -94,8 +94,8 @@ def make_guest(
     *disks: Disk, chains: dict[str, tuple[str, ...]] | None = None, **changes: Any
 ) -> GuestFacts:
     domain = DomainFacts(
-        name="web", uuid=GuestUuid(UUID), type="kvm", arch="x86_64", machine="q35", disks=disks,
-        boot_devices=(), uefi=False, nvram=None, has_tpm=False, tpm_is_persistent=False,
+        name="web", uuid=GuestUuid(UUID), arch="x86_64", machine="q35", disks=disks,
+        uefi=False, nvram=None, has_tpm=False, tpm_is_persistent=False,
         is_nova=False, nova_image=changes.pop("nova_image", None), session_id=None,
         console_log=None,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from lxml.builder import E
 from rescue_virt.libvirt.tree import insert
 
 _LAST_SLOT = 0x1F
+# A narrow SCSI bus has seven places beside its host's; wider ones are rarely needed here.
+_LAST_UNITS = {"scsi": 6, "sata": 5, "ide": 1}
 
 
 def position(address: etree._Element) -> tuple[int, ...]:
@@ -33,6 +35,33 @@ def place_behind(devices: etree._Element) -> etree._Element | None:
     if devices.find(".//address[@type='pci']") is None:
         return None
     return _behind_ports(devices) if is_express(devices) else _slot_behind(devices)
+
+
+def unit_behind(devices: etree._Element, last: etree._Element) -> etree._Element | None:
+    """The next free place of a SCSI, SATA or IDE drive behind `last`; None: leave it to libvirt.
+
+    Left alone, libvirt derives it from the name, and that place may be taken.
+    """
+    if last.get("type") != "drive":
+        return None
+    same = {name: last.get(name, "0") for name in ("controller", "bus", "target")}
+    used = [
+        int(address.get("unit", "0"))
+        for address in devices.iterfind("disk/address[@type='drive']")
+        if all(address.get(name, "0") == value for name, value in same.items())
+        and _kind(address) == _kind(last)
+    ]
+    unit = max(used) + 1
+    if unit > _LAST_UNITS.get(_kind(last), 0):
+        return None
+    return E.address({"type": "drive", **same, "unit": str(unit)})
+
+
+def _kind(address: etree._Element) -> str:
+    """The bus of the disk that has this address."""
+    disk = address.getparent()
+    target = None if disk is None else disk.find("target")
+    return "" if target is None else target.get("bus", "")
 
 
 def add_root_port(devices: etree._Element) -> int:

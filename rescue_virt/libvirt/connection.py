@@ -28,7 +28,7 @@ def connect(uri: str | None = None) -> Iterator[libvirt.virConnect]:
     uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
     _check_is_local(uri)
     # libvirt prints every error to stderr as well, unless somebody listens.
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.registerErrorHandler(hear_no_evil, None)
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as exc:
@@ -38,6 +38,10 @@ def connect(uri: str | None = None) -> Iterator[libvirt.virConnect]:
         yield connection
     finally:
         connection.close()
+
+
+def hear_no_evil(_context: object, _error: object) -> None:
+    """libvirt's error listener: what it hears comes as an exception as well."""
 
 
 @contextmanager

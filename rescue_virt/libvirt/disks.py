@@ -7,7 +7,13 @@ import copy
 from lxml import etree
 from lxml.builder import E
 
-from rescue_virt.libvirt.addresses import add_root_port, is_express, place_behind, position
+from rescue_virt.libvirt.addresses import (
+    add_root_port,
+    is_express,
+    place_behind,
+    position,
+    unit_behind,
+)
 from rescue_virt.libvirt.tree import append, insert, remove
 from rescue_virt.model import Attach, Layout, RescuePlan
 
@@ -41,7 +47,9 @@ def _take_out(devices: etree._Element, plan: RescuePlan) -> list[etree._Element]
     for placement in plan.originals:
         disk = copy.deepcopy(found[placement.before])
         _target(disk).set("dev", placement.now)
-        if placement.is_root and disk.find("serial") is None:
+        # A passed-through LUN has a serial of its own.
+        is_disk = disk.get("device", "disk") == "disk"
+        if placement.is_root and is_disk and disk.find("serial") is None:
             _add_serial(disk)
         taken.append(disk)
     return taken
@@ -125,8 +133,10 @@ def _give_places(
         for disk, known in zip(counted, found, strict=False):
             append(disk, known)
     for disk in (counted[-1], seed):
-        if _bus(disk) == "virtio" and disk.find("address") is None:
-            address = place_behind(devices)
+        if disk.find("address") is None:
+            address = place_behind(devices) if _bus(disk) == "virtio" else None
+            if found and _bus(disk) == _bus(counted[0]) != "virtio":
+                address = unit_behind(devices, found[-1])
             if address is not None:
                 append(disk, address)
 

@@ -7,18 +7,19 @@ understood or not.
 from __future__ import annotations
 
 import difflib
-import re
+import itertools
 
 from lxml import etree
 from lxml.builder import E
 
 from rescue_virt.libvirt import disks
 from rescue_virt.libvirt.facts import AGENT_CHANNEL, SESSION_NAMESPACE, parse
-from rescue_virt.libvirt.tree import append, insert, remove
+from rescue_virt.libvirt.tree import append, insert, remove, serialize
 from rescue_virt.model import DomainXml, RescueDomain, RescuePlan
 
 # What would run the guest's own scripts in the rescue system, or win over our password.
 _SEED_ENTRIES = ("opt/com.coreos/", "opt/org.flatcar-linux/", "opt/io.systemd.credentials/")
+_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _SEED_STRINGS = ("io.systemd.credential", "io.systemd.stub")
 
 
@@ -31,13 +32,16 @@ def render(plan: RescuePlan) -> RescueDomain:
     _boot_from_disk_only(root)
     _replace_nvram(root, plan)
     _leave_out_seeds(root)
+    _leave_out_passed_seeds(root)
     _stay_in_rescue(root)
     devices = _devices(root)
     remove(devices, "tpm")
     late = disks.arrange(devices, plan)
     _add_console_log(devices, plan)
     _add_agent_channel(devices)
-    return RescueDomain(xml=_text(root), late=tuple(_text(disk) for disk in late))
+    return RescueDomain(
+        xml=DomainXml(serialize(root)), late=tuple(serialize(disk) for disk in late)
+    )
 
 
 def difference(before: str, after: str, *, name: str) -> str:
@@ -54,21 +58,7 @@ def without_secrets(xml: str) -> str:
     root = parse(xml)
     for graphics in root.iterfind("devices/graphics"):
         graphics.attrib.pop("passwd", None)
-    return _text(root)
-
-
-def _text(element: etree._Element) -> DomainXml:
-    """Serialize as libvirt does, so that what was not touched stays byte for byte."""
-    text: str = etree.tostring(element, encoding="unicode", with_tail=False)
-    return DomainXml(re.sub(r"<[^<>]*>|[^<>]+", _quote_like_libvirt, text) + "\n")
-
-
-def _quote_like_libvirt(part: re.Match[str]) -> str:
-    """libvirt puts attributes in single quotes, and escapes both kinds everywhere; lxml neither."""
-    text = part.group()
-    if text.startswith("<"):
-        return re.sub(r'="([^"]*)"', lambda m: "='" + m[1].replace("'", "&apos;") + "'", text)
-    return text.replace("'", "&apos;").replace('"', "&quot;")
+    return serialize(root)
 
 
 def _devices(root: etree._Element) -> etree._Element:
@@ -108,7 +98,7 @@ def _replace_nvram(root: etree._Element, plan: RescuePlan) -> None:
     if the guest never had one to copy.
     """
     os = root.find("os")
-    if os is None or not plan.guest.domain.uefi:
+    if os is None or not plan.guest.domain.uefi or os.find("loader[@stateless='yes']") is not None:
         return
     old = os.find("nvram")
     template = None if old is None else old.get("template")
@@ -129,6 +119,23 @@ def _leave_out_seeds(root: etree._Element) -> None:
                 remove(_parent(entry), entry)
         if sysinfo.get("type") == "fwcfg" and sysinfo.find("entry") is None:
             remove(root, sysinfo)
+
+
+def _leave_out_passed_seeds(root: etree._Element) -> None:
+    """Those that were handed to QEMU itself, behind libvirt's back."""
+    commandline = root.find(f"{{{_QEMU_NAMESPACE}}}commandline")
+    if commandline is None:
+        return
+    arguments = commandline.findall(f"{{{_QEMU_NAMESPACE}}}arg")
+    for option, value in itertools.pairwise(arguments):
+        text = value.get("value", "")
+        names = tuple(f"name={prefix}" for prefix in _SEED_ENTRIES)
+        is_seed = {
+            "-fw_cfg": text.startswith((*names, *_SEED_ENTRIES)),
+            "-smbios": "ds=nocloud" in text or any(s in text for s in _SEED_STRINGS),
+        }
+        if is_seed.get(option.get("value", "")):
+            remove(commandline, option, value)
 
 
 def _is_seed_entry(entry: etree._Element) -> bool:
@@ -161,7 +168,7 @@ def _add_console_log(devices: etree._Element, plan: RescuePlan) -> None:
     if serial is None:
         serial = E.serial({"type": "pty"})
         append(devices, serial)
-    if serial.find("log") is None:
+    if devices.find("serial/log") is None:
         # Before <target>, where libvirt itself puts it.
         place = 1 if serial.find("source") is not None else 0
         insert(serial, place, E.log({"file": str(plan.console_log), "append": "on"}))

@@ -13,6 +13,9 @@ SESSION_NAMESPACE = "urn:rescue-virt:session:1"
 NOVA_NAMESPACE = "http://openstack.org/xmlns/libvirt/nova/1.1"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
+# What libvirt takes for granted of a disk that names no bus.
+_BUSES = {"vd": "virtio", "sd": "scsi", "hd": "ide", "fd": "fdc"}
+
 # Nova has used 1.0 and 1.1; what is inside has the same names in both.
 _NOVA_NAMESPACES = (NOVA_NAMESPACE, "http://openstack.org/xmlns/libvirt/nova/1.0")
 
@@ -46,11 +49,9 @@ def read(xml: str) -> DomainFacts:
     return DomainFacts(
         name=_text(root, "name"),
         uuid=GuestUuid(root.findtext("uuid", "").strip()),
-        type=root.get("type", ""),
         arch=os_type.get("arch", "x86_64"),
         machine=os_type.get("machine", ""),
         disks=tuple(_disk(element) for element in root.iterfind("devices/disk")),
-        boot_devices=tuple(boot.get("dev", "") for boot in root.iterfind("os/boot")),
         uefi=_is_uefi(root),
         nvram=_path(root.findtext("os/nvram")),
         has_tpm=root.find("devices/tpm") is not None,
@@ -119,7 +120,7 @@ def _disk(element: etree._Element) -> Disk:
     source = _source(element)
     return Disk(
         target=Target(target.get("dev", "")),
-        bus=target.get("bus", ""),
+        bus=target.get("bus") or _BUSES.get(target.get("dev", "")[:2], ""),
         device=element.get("device", "disk"),
         source=source,
         path=Path(source) if source and source.startswith("/") else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,8 +33,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: RunState.RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED: RunState.RUNNING,
     libvirt.VIR_DOMAIN_PAUSED: RunState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTOFF: RunState.SHUTOFF,
-    libvirt.VIR_DOMAIN_CRASHED: RunState.SHUTOFF,
 }
 _DEFINITION = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 _ADDRESS_SOURCES = (
@@ -71,7 +70,8 @@ class Host:
         with translated(f"guest {domain.name()} cannot be read"):
             xml = DomainXml(domain.XMLDesc(_DEFINITION))
             now = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
-            parsed = facts.read(xml)
+            # Only what runs now names a rescue session.
+            parsed = replace(facts.read(xml), session_id=facts.read(now).session_id)
             return GuestFacts(
                 domain=parsed,
                 xml=xml,
@@ -82,6 +82,7 @@ class Host:
                 nvram=self._nvram(parsed, xml, now),
                 chains={Target(t): chain for t, chain in facts.chains(now).items()},
                 relabels=self.relabels(),
+                snapshots=tuple(snapshot.getName() for snapshot in domain.listAllSnapshots()),
             )
 
     def look(self, uuid: GuestUuid) -> LiveState | None:
@@ -275,6 +276,9 @@ _NOT_THERE = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG})
 
 
 def _run_state(domain: libvirt.virDomain) -> RunState:
+    # A guest that crashed may have been kept, QEMU and all: the state alone does not tell.
+    if not power.is_active(domain):
+        return RunState.SHUTOFF
     return _STATES.get(domain.state()[0], RunState.OTHER)
 
 

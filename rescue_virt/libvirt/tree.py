@@ -1,6 +1,8 @@
-"""Edits an XML tree so that what is printed stays indented the way libvirt indents it."""
+"""Edits and prints an XML tree so that what was not touched stays as libvirt wrote it."""
 
 from __future__ import annotations
+
+import re
 
 from lxml import etree
 
@@ -41,3 +43,30 @@ def _end_before(parent: etree._Element, previous: etree._Element | None, tail: s
         previous.tail = tail
     else:
         parent.text = None
+
+
+def serialize(element: etree._Element) -> str:
+    """Print as libvirt does, so that what was not touched stays byte for byte.
+
+    libvirt puts attributes in single quotes, escapes both kinds of quotes in text, and puts
+    namespaces last; lxml does none of it.  What is in `<metadata>` libvirt prints as libxml2 does,
+    which is how lxml prints.
+    """
+    text: str = etree.tostring(element, encoding="unicode", with_tail=False)
+    before, opening, rest = text.partition("<metadata>")
+    inside, closing, after = rest.partition("</metadata>")
+    return f"{_requote(before)}{opening}{inside}{closing}{_requote(after)}\n"
+
+
+def _requote(text: str) -> str:
+    return re.sub(r"<[^<>]*>|[^<>]+", _requote_part, text)
+
+
+def _requote_part(part: re.Match[str]) -> str:
+    text = part.group()
+    if not text.startswith("<"):
+        return text.replace("'", "&apos;").replace('"', "&quot;")
+    text = re.sub(r'="([^"]*)"', lambda m: "='" + m[1].replace("'", "&apos;") + "'", text)
+    if text.startswith("<domain "):
+        text = re.sub(r"^(<domain)((?: xmlns:\w+='[^']*')+)([^>]*)>$", r"\1\3\2>", text)
+    return text
