@@ -7,9 +7,10 @@ from pathlib import Path
 
 # What a kernel says first: a prompt above it is of an earlier boot.
 _BOOT = re.compile(rb"Linux version \d")
-# A getty's prompt is the last thing on its line; agetty sends it with terminal codes around it.
-_PROMPT = re.compile(rb"login:[ \t]*(\x1b\[[0-9;?]*[a-zA-Z])*[ \t]*\Z|login:[ \t]*\r?\n")
-_TAIL = 64 << 10
+# A getty's prompt begins a line with the host's name; what was typed or printed may follow it.
+_PROMPT = re.compile(rb"^(?:\x1b\[[0-9;?]*[a-zA-Z])*(?!Last )\S+ login:", re.MULTILINE)
+# virtlogd begins its files anew at 2 MiB.
+_LIMIT = 4 << 20
 
 
 def size(path: Path) -> int:
@@ -22,7 +23,7 @@ def shows_login(path: Path, offset: int) -> bool:
     return _PROMPT.search(_BOOT.split(read(path, offset))[-1]) is not None
 
 
-def read(path: Path, offset: int, *, limit: int = _TAIL) -> bytes:
+def read(path: Path, offset: int, *, limit: int = _LIMIT) -> bytes:
     """The last `limit` bytes since `offset`; all of it if virtlogd has begun the file anew."""
     if not path.exists():
         return b""

@@ -4,9 +4,11 @@
     ├── BadRequest                  2   the request itself makes no sense
     ├── NotFound                    3   no such guest, session or image
     ├── WrongState                  4   the guest or its session is not in a state for this
+    │   └── GuestBusy               4   another command works on the guest
     ├── Refused                     5   a check before the first effect said no
     ├── WayBackFailed               6   failed, and so did undoing it: a person must act
     ├── ImageError                  7   the image could not be had, did not verify, or is unsafe
+    ├── BrokenRecord                1   a session's record cannot be read
     ├── NotInTime                   8   not ready or not stopped in time; the guest is in rescue
     └── Interrupted               130   a signal ended it; whatever was begun has been undone
 
@@ -35,6 +37,18 @@ class NotFound(RescueVirtError):
 class WrongState(RescueVirtError):
     exit_code = 4
     http_status = 409
+
+
+class GuestBusy(WrongState):
+    pass
+
+
+class BrokenRecord(RescueVirtError):
+    """`guest` is the UUID of the guest whose session it is."""
+
+    def __init__(self, message: str, *, guest: str) -> None:
+        super().__init__(message)
+        self.guest = guest
 
 
 class Refused(RescueVirtError):

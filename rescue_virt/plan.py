@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rescue_virt.errors import Refused
+import shlex
+
+from rescue_virt.errors import Refused, WrongState
 from rescue_virt.model import (
     GIB,
     Attach,
@@ -102,6 +104,7 @@ def begin_session(decided: RescuePlan, request: RescueRequest, hashed: str) -> R
         boot_id="",
         console_log=guest.domain.console_log or decided.console_log,
         console_offset=0,
+        snapshots=guest.snapshots,
     )
 
 
@@ -114,11 +117,19 @@ def check_guest(guest: GuestFacts, *, nova_runs_here: bool, options: Options) ->
 
     :raises Refused: with the reason.
     """
-    name = guest.domain.name
+    name = shlex.quote(guest.domain.name)
+    if guest.domain.session_id:
+        raise WrongState(
+            f"{guest.label} runs a rescue that is not recorded here: end it where it was begun, or "
+            f"shut it off (virsh destroy {name})"
+        )
     if guest.run_state is RunState.PAUSED:
         raise Refused(f"{guest.label} is paused: resume it or shut it off (virsh resume {name})")
     if guest.run_state is RunState.OTHER:
-        raise Refused(f"{guest.label} is neither running nor off: wait until it is, then try again")
+        raise Refused(
+            f"{guest.label} is neither running nor off (crashed, suspended or on its way): "
+            f"wait until it is, or shut it off (virsh destroy {name})"
+        )
     if guest.managed_save:
         raise Refused(
             f"{guest.label} has a managed-save image, which would resume onto changed disks: "
@@ -153,15 +164,16 @@ def check_unchanged(before: GuestFacts, now: GuestFacts) -> None:
 
 def describe(session: RescueSession, live: LiveState | None) -> str:
     """One phrase: where the rescue stands, and what to do next where something is due."""
-    name = session.name
+    name = shlex.quote(session.name)
     if session.phase is not Phase.ACTIVE:
         return f"unfinished ({session.phase}): if no command works on it, rescue-virt recover"
-    if live is None:
+    if live is None and session.persistent:
         return f"undefined meanwhile: rescue-virt unrescue {name} defines it again"
-    if live.session_id != session.id and live.is_up:
+    if live is not None and live.is_up and live.session_id != session.id:
         return f"the original was started by hand: rescue-virt unrescue {name} cleans up"
-    if not live.is_up:
-        how = "saved in rescue" if live.managed_save else "powered off"
+    if live is None or not live.is_up:
+        saved = live is not None and live.managed_save and live.session_id == session.id
+        how = "saved in rescue" if saved else "powered off"
         return f"{how}: rescue-virt resume {name}, or rescue-virt unrescue {name}"
     if session.originals is Originals.PENDING:
         return f"its own disks are to come late, as {session.why_late}: rescue-virt attach {name}"

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from rescue_virt import sessions
-from rescue_virt.errors import RescueVirtError, WrongState
+from rescue_virt.errors import GuestBusy, RescueVirtError
 from rescue_virt.model import GuestUuid, Owner, Phase, RescueSession
 from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer
 from rescue_virt.settings import OnHostReboot
@@ -31,14 +31,18 @@ def recover(rescuer: Rescuer, owner: Owner, policy: OnHostReboot) -> list[Recove
         for session in rescuer.sessions.all()
         if session.owner is owner
     ]
-    return [*drafts, *mended]
+    broken = [
+        Recovered(guest=error.guest, done="not recovered", error=error)
+        for error in rescuer.sessions.unreadable()
+    ]
+    return [*drafts, *mended, *broken]
 
 
 def _drop(rescuer: Rescuer, uuid: GuestUuid) -> Recovered:
     try:
         with rescuer.sessions.lock(uuid, uuid):
             rescuer.sessions.drop_draft(uuid)
-    except WrongState as exc:
+    except GuestBusy as exc:
         return Recovered(guest=uuid, done=f"left alone: {exc}")
     return Recovered(guest=uuid, done="removed files of a rescue that never began")
 
@@ -47,7 +51,7 @@ def _mend(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) -> Rec
     try:
         with rescuer.locked(session.guest) as current:
             return Recovered(guest=session.name, done=_by_phase(rescuer, current, policy))
-    except WrongState as exc:
+    except GuestBusy as exc:
         return Recovered(guest=session.name, done=f"left alone: {exc}")
     except RescueVirtError as exc:
         log.warning("%s: not recovered: %s", session.name, exc)
@@ -62,13 +66,18 @@ def _by_phase(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) ->
         rescuer.end(session, force_off=False, timeout=LEAVE_TIMEOUT)
         return "finished: given back"
     live = rescuer.host.look(session.guest)
-    if session.boot_id == sessions.boot_id() or (live is not None and live.is_up):
+    up = live if live is not None and live.is_up else None
+    if session.boot_id == sessions.boot_id() or (up and up.session_id == session.id):
         return "in rescue: nothing to recover"
-    return _after_host_reboot(rescuer, session, policy)
+    return _after_host_reboot(rescuer, session, policy, runs=up is not None)
 
 
-def _after_host_reboot(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) -> str:
-    """The host's reboot ended the rescue guest, and nothing has been started since."""
+def _after_host_reboot(
+    rescuer: Rescuer, session: RescueSession, policy: OnHostReboot, *, runs: bool
+) -> str:
+    """The host's reboot ended the rescue guest; `runs` if the original was started since."""
+    if runs and policy is OnHostReboot.STAY:
+        return "left alone: the original was started after the host's reboot"
     if policy is OnHostReboot.END:
         rescuer.end(session, force_off=False, timeout=0)
         return "given back, as the host was rebooted"

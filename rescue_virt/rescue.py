@@ -130,28 +130,24 @@ class Rescuer:
         if session.was_running:
             self.report("stopping the guest")
         self.host.stop(session.guest, request.options)
-        session = self._start(session)
+        session = self._start(session, Phase.BOOTING)
         outcome = Outcome(session=session)
         if request.options.wait:
             outcome = self._settle(session, request.options.ready_timeout)
         session = self.sessions.mark(outcome.session, phase=Phase.ACTIVE)
         return dataclasses.replace(outcome, session=session)
 
-    def _start(self, session: RescueSession) -> RescueSession:
-        """Start the rescue domain and note what it was given."""
+    def _start(self, session: RescueSession, phase: Phase) -> RescueSession:
+        """Start the rescue domain and note what it was given; `phase` is what it then is in."""
         self.report("starting the rescue guest")
-        offset = console_log.size(session.console_log)
-        before = self.host.look(session.guest)
-        self.host.run(session.name, self.sessions.rescue_domain(session).xml)
         session = self.sessions.mark(
             session,
-            phase=Phase.BOOTING,
             boot_id=sessions.boot_id(),
-            console_offset=offset,
+            console_offset=console_log.size(session.console_log),
             originals=plan.originals_at_boot(session.attach),
-            snapshots=tuple(before.snapshots) if before else (),
         )
-        return self._note_storage(session)
+        self.host.run(session.name, self.sessions.rescue_domain(session).xml)
+        return self._note_storage(session, phase=phase)
 
     # --- settling --------------------------------------------------------------------------
 
@@ -207,14 +203,15 @@ class Rescuer:
         self.host.end_at_reboot(session.guest)
         late = self.sessions.rescue_domain(session).late
         for disk in late:
-            if facts.disk_target(disk) not in session.chains:
+            if facts.disk_target(disk) not in self._live(session).chains:
                 self.host.plug(session.guest, disk)
-                session = self._note_storage(session)
+            session = self._note_storage(session)
         return self.sessions.mark(session, originals=Originals.ATTACHED)
 
-    def _note_storage(self, session: RescueSession) -> RescueSession:
+    def _note_storage(self, session: RescueSession, **changes: Phase) -> RescueSession:
         chains = self._live(session).chains
-        return self.sessions.mark(session, chains=chains, bases=_bases(session, chains))
+        bases = _bases(session, chains)
+        return self.sessions.mark(session, chains=chains, bases=bases, **changes)
 
     # --- staying ---------------------------------------------------------------------------
 
@@ -227,6 +224,7 @@ class Rescuer:
             if session.originals is Originals.ATTACHED:
                 raise WrongState(f"{session.label} has its original disks attached already")
             self._live(session)
+            self._check_same_disks(session)
             outcome = self._settle(session, timeout)
             if outcome.session.originals is Originals.PENDING:
                 raise NotInTime(f"{outcome.problem}; its original disks are still pending")
@@ -243,19 +241,15 @@ class Rescuer:
         if live is not None and live.is_up:
             raise WrongState(f"{session.label} runs: there is nothing to resume")
         self._check_way_back(session, live)
+        self._check_same_disks(session)
+        # It stays active all the while: what was complete once is kept, whatever ends this.
         if live is not None and live.managed_save and live.session_id == session.id:
             # Saved in rescue (as libvirt-guests does at host shutdown): this goes on where it was.
+            session = self.sessions.mark(session, boot_id=sessions.boot_id())
             self.host.start(session.guest)
         else:
-            session = self._start(session)
-        outcome = Outcome(session=session)
-        try:
-            if wait:
-                outcome = self._settle(session, timeout)
-        finally:
-            # A rescue that was complete once is kept, whatever ends the wait for it.
-            session = self.sessions.mark(self._session(session.guest), phase=Phase.ACTIVE)
-        return dataclasses.replace(outcome, session=session)
+            session = self._start(session, Phase.ACTIVE)
+        return self._settle(session, timeout) if wait else Outcome(session=session)
 
     def status(self, guest: str) -> RescueStatus:
         """What the session of `guest` and libvirt say together."""
@@ -366,17 +360,25 @@ class Rescuer:
     def _live(self, session: RescueSession) -> LiveState:
         live = self.host.look(session.guest)
         if live is None or live.session_id != session.id or not live.is_up:
-            raise WrongState(f"{session.label} is off: rescue-virt resume {session.name}")
+            name = shlex.quote(session.name)
+            raise WrongState(f"{session.label} is off: rescue-virt resume {name}")
         return live
 
     def _check_way_back(self, session: RescueSession, live: LiveState | None) -> None:
-        definition = self.host.definition(session.guest) or self.sessions.original(session)
         way_back.check(
             session,
             live,
-            definition=facts.chains(definition),
+            definition=self._definition(session),
             bases={path: durable.modified(path) for path in session.bases},
         )
+
+    def _check_same_disks(self, session: RescueSession) -> None:
+        original = facts.chains(self.sessions.original(session))
+        way_back.check_same_disks(session, self._definition(session), original)
+
+    def _definition(self, session: RescueSession) -> Mapping[str, tuple[str, ...]]:
+        """The source chains of what the guest goes back to: kept here if it was undefined."""
+        return facts.chains(self.host.definition(session.guest) or self.sessions.original(session))
 
 
 def preview(

@@ -16,7 +16,7 @@ from typing import Any
 from oslo_concurrency import lockutils
 
 from rescue_virt import durable
-from rescue_virt.errors import RescueVirtError, WrongState
+from rescue_virt.errors import BrokenRecord, GuestBusy, RescueVirtError
 from rescue_virt.model import (
     Attach,
     DomainXml,
@@ -52,7 +52,7 @@ class Sessions:
     def lock(self, guest: GuestUuid, name: str) -> Iterator[None]:
         """One command at a time works on a guest; a killed one's lock is free again.
 
-        :raises WrongState: at once, if another command holds it.
+        :raises GuestBusy: at once, if another command holds it.
         """
         durable.make_directory(self._locks)
         lock = lockutils.lock(
@@ -62,7 +62,7 @@ class Sessions:
             with lock:
                 yield
         except lockutils.AcquireLockFailedException as exc:
-            raise WrongState(
+            raise GuestBusy(
                 f"guest {name} is being worked on by another rescue-virt command: "
                 f"wait for it, or interrupt it"
             ) from exc
@@ -94,12 +94,20 @@ class Sessions:
         return self._write(dataclasses.replace(session, **changes))
 
     def forget(self, session: RescueSession) -> None:
-        """Remove the session's files, and its record last."""
-        for path in session.directory.iterdir():
-            if path.name != _RECORD:
-                path.unlink()
-        (session.directory / _RECORD).unlink(missing_ok=True)
-        session.directory.rmdir()
+        """Remove the session's files, and its record last.
+
+        :raises RescueVirtError: if one cannot be removed.
+        """
+        try:
+            for path in session.directory.iterdir():
+                if path.name != _RECORD:
+                    _remove(path)
+            (session.directory / _RECORD).unlink(missing_ok=True)
+            session.directory.rmdir()
+        except OSError as exc:
+            raise RescueVirtError(
+                f"{session.label}: the files of its rescue cannot be removed: {exc}"
+            ) from exc
         durable.sync_directory(self._directory)
         log.info("%s: session %s forgotten", session.name, session.id)
 
@@ -113,20 +121,19 @@ class Sessions:
         return next((s for s in self.all() if guest in {s.name, s.guest}), None)
 
     def all(self) -> list[RescueSession]:
-        if not self._directory.is_dir():
-            return []
-        found = [self._read(path) for path in sorted(self._directory.iterdir())]
-        return [session for session in found if session is not None]
+        """Every session whose record can be read."""
+        found = [self._read_or_error(path) for path in self._directories()]
+        return [session for session in found if isinstance(session, RescueSession)]
+
+    def unreadable(self) -> list[BrokenRecord]:
+        """What is wrong with the others."""
+        found = [self._read_or_error(path) for path in self._directories()]
+        return [error for error in found if isinstance(error, BrokenRecord)]
 
     def abandoned_drafts(self) -> list[GuestUuid]:
         """Guests whose session directory has no record: somebody died before keeping it."""
-        if not self._directory.is_dir():
-            return []
-        return [
-            GuestUuid(path.name)
-            for path in sorted(self._directory.iterdir())
-            if path.is_dir() and not (path / _RECORD).exists()
-        ]
+        paths = self._directories()
+        return [GuestUuid(path.name) for path in paths if not (path / _RECORD).exists()]
 
     def drop_draft(self, guest: GuestUuid) -> None:
         self._remove_draft(self.directory(guest))
@@ -144,6 +151,17 @@ class Sessions:
         if directory.is_dir() and not (directory / _RECORD).exists():
             shutil.rmtree(directory)
 
+    def _directories(self) -> list[Path]:
+        if not self._directory.is_dir():
+            return []
+        return sorted(path for path in self._directory.iterdir() if path.is_dir())
+
+    def _read_or_error(self, directory: Path) -> RescueSession | BrokenRecord | None:
+        try:
+            return self._read(directory)
+        except BrokenRecord as exc:
+            return exc
+
     def _write(self, session: RescueSession) -> RescueSession:
         record = dataclasses.asdict(session)
         record["directory"] = str(session.directory)
@@ -154,15 +172,22 @@ class Sessions:
 
     def _read(self, directory: Path) -> RescueSession | None:
         try:
-            record = json.loads((directory / _RECORD).read_text())
+            return _session(json.loads((directory / _RECORD).read_text()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as exc:
-            raise RescueVirtError(
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BrokenRecord(
                 f"session {directory} has an unreadable record; the guest's own definition in "
-                f"libvirt is untouched: read {directory / _ORIGINAL}, then remove the directory"
+                f"libvirt is untouched: read {directory / _ORIGINAL}, then remove the directory",
+                guest=directory.name,
             ) from exc
-        return _session(record)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def boot_id() -> str:

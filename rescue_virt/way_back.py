@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from rescue_virt.errors import WayBackFailed
-from rescue_virt.model import LiveState, RescueSession
+from rescue_virt.errors import WayBackFailed, WrongState
+from rescue_virt.model import LiveState, Phase, RescueSession
 
 
 def check(
@@ -26,38 +26,60 @@ def check(
     if live is not None and live.session_id == session.id:
         for target in live.block_jobs:
             raise _block_job(session, target)
-        for target, chain in live.chains.items():
-            _check_chain(session, target, chain, definition=definition)
+        for target in live.chains:
+            _check_chain(session, live, target, definition=definition)
         return  # what backs a chain that was checked, QEMU itself may have written
-    if live is not None:
-        _check_snapshots(session, live)
     tops = {chain[0] for chain in definition.values() if chain}
+    if live is not None and session.phase is not Phase.RESTORING:
+        _check_snapshots(session, live, tops)
     for path, modified in session.bases.items():
         if modified != bases.get(path) and path not in tops:
             raise _written_base(session, path)
 
 
-def _check_snapshots(session: RescueSession, live: LiveState) -> None:
-    """With the rescue guest off, only a snapshot's own record tells that it was taken."""
+def check_same_disks(
+    session: RescueSession,
+    definition: Mapping[str, tuple[str, ...]],
+    original: Mapping[str, tuple[str, ...]],
+) -> None:
+    """:raises WrongState: if the definition names other disks than those the rescue was given."""
+    tops = {chain[0] for chain in definition.values() if chain}
+    gone = [chain[0] for chain in original.values() if chain and chain[0] not in tops]
+    if gone:
+        name = shlex.quote(session.name)
+        raise WrongState(
+            f"{session.label} no longer has {gone[0]} in its definition, and what is there now may "
+            f"be built on it: rescue-virt unrescue {name}, then rescue it again"
+        )
+
+
+def _check_snapshots(session: RescueSession, live: LiveState, tops: set[str]) -> None:
+    """With the rescue guest off, only a snapshot's own record tells that it was taken.
+
+    The files in `tops` the definition itself has gone over to.
+    """
     for name, files in live.snapshots.items():
-        left = [file for file in files if not file.startswith(f"{session.directory}/")]
+        own = f"{session.directory}/"
+        left = [file for file in files if not file.startswith(own) and file not in tops]
         if left and name not in session.snapshots:
             raise _left_snapshot(session, name, left)
 
 
 def _check_chain(
     session: RescueSession,
+    live: LiveState,
     target: str,
-    chain: tuple[str, ...],
     *,
     definition: Mapping[str, tuple[str, ...]],
 ) -> None:
-    given = session.chains.get(target)
+    chain, given = live.chains[target], session.chains.get(target)
     if given is None or chain == given or _is_ours(session, given):
         return
     if chain and any(known and known[0] == chain[0] for known in definition.values()):
         return  # the definition has followed, by libvirt's hand or a person's
-    raise _moved(session, target, given, chain)
+    if given[0] in chain:
+        raise _snapshot_above(session, live, target, given=given)
+    raise _pivoted(session, target, given, chain)
 
 
 def _is_ours(session: RescueSession, chain: tuple[str, ...]) -> bool:
@@ -87,20 +109,29 @@ def _left_snapshot(session: RescueSession, name: str, files: list[str]) -> WayBa
     )
 
 
-def _moved(
+def _snapshot_above(
+    session: RescueSession, live: LiveState, target: str, *, given: tuple[str, ...]
+) -> WayBackFailed:
+    guest = shlex.quote(session.name)
+    top = live.chains[target][0]
+    # Its record would outlive the commit, and say that its file still holds something.
+    records = [name for name, files in live.snapshots.items() if top in files]
+    return WayBackFailed(
+        f"{session.label}: a snapshot was taken of disk {target} during the rescue, and what "
+        f"was written since is not in {given[0]}; nothing was stopped: commit it first",
+        commands=(
+            f"virsh blockcommit {guest} {target} --base {shlex.quote(given[0])} "
+            f"--active --pivot --wait",
+            *(f"virsh snapshot-delete {guest} {shlex.quote(name)} --metadata" for name in records),
+            _again(session),
+        ),
+    )
+
+
+def _pivoted(
     session: RescueSession, target: str, given: tuple[str, ...], chain: tuple[str, ...]
 ) -> WayBackFailed:
     name = shlex.quote(session.name)
-    if given[0] in chain:
-        return WayBackFailed(
-            f"{session.label}: a snapshot was taken of disk {target} during the rescue, and what "
-            f"was written since is not in {given[0]}; nothing was stopped: commit it first",
-            commands=(
-                f"virsh blockcommit {name} {target} --base {shlex.quote(given[0])} "
-                f"--active --pivot --wait",
-                _again(session),
-            ),
-        )
     now = chain[0] if chain else "nothing"
     return WayBackFailed(
         f"{session.label}: disk {target} was {given[0]} when the rescue began and is {now} now, so "
