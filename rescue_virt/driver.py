@@ -164,7 +164,7 @@ def image_ref(image_meta: Any) -> ImageRef:
     return ImageRef(
         location=str(location),
         digests=digests,
-        properties=_properties(said("properties") or {}),
+        properties=_properties({"min_disk": said("min_disk")} | (said("properties") or {})),
         image_id=said("id"),
     )
 
@@ -173,6 +173,9 @@ def _properties(given: Mapping[str, Any]) -> ImageProperties:
     """Those of Glance's properties that matter here; the others are somebody else's."""
     known = {field.name for field in fields(ImageProperties)}
     values = {name: value for name, value in given.items() if name in known}
-    if "min_disk" in values:
-        values["min_disk"] = int(values["min_disk"])
+    try:
+        said = values.get("min_disk")
+        values["min_disk"] = 0 if said is None else int(said)
+    except (TypeError, ValueError) as exc:
+        raise BadRequest(f"image property min_disk is {given['min_disk']!r}, not a number") from exc
     return ImageProperties(**values)

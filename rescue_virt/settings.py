@@ -96,11 +96,14 @@ def load(config_file: Path | None = None) -> Settings:
     files = [config_file] if config_file else [CONFIG_FILE] if CONFIG_FILE.exists() else []
     try:
         conf(args=[], project="rescue-virt", default_config_files=[str(f) for f in files])
-        return _settings(conf.rescue)
+        settings = _settings(conf.rescue)
     except cfg.Error as exc:
         raise BadRequest(f"configuration: {exc}".rstrip(".")) from exc
     except ValueError as exc:
         raise BadRequest(f"configuration: {exc}") from exc
+    if not settings.state_dir.is_absolute():
+        raise BadRequest(f"configuration: state_dir {settings.state_dir} is not an absolute path")
+    return settings
 
 
 def _settings(group: cfg.ConfigOpts.GroupAttr) -> Settings:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -363,7 +364,7 @@ def test_an_engine_is_made_from_the_settings_and_connects_where_it_was_told(
 
 @pytest.fixture
 def _handlers() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -378,6 +379,19 @@ def test_a_signal_interrupts_once_and_the_next_ones_do_nothing(first: signal.Sig
         signal.raise_signal(first)
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_is_not_lost_where_python_drops_what_is_raised() -> None:
+    class Domain:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    interrupts.listen()
+    domain = Domain()
+    del domain
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
 
 
 @pytest.mark.usefixtures("_handlers")

@@ -49,7 +49,7 @@ def program(
 
     monkeypatch.setenv("OS_RESCUE__STATE_DIR", str(state))
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"qemu+unix:///system?socket={state}/none")
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield program
     for number, handler in zip(numbers, before, strict=True):

@@ -11,6 +11,7 @@ from rescue_virt.errors import Interrupted
 
 # A lost terminal is no reason to leave a guest halfway.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SOON = 0.01
 
 
 def listen() -> None:
@@ -18,6 +19,7 @@ def listen() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise_once)
+    signal.signal(signal.SIGALRM, _raise_once)
 
 
 @contextmanager
@@ -29,8 +31,20 @@ def interrupted_as(message: str) -> Iterator[None]:
         raise Interrupted(f"interrupted; {message}") from exc
 
 
-def _raise_once(_number: int, _frame: FrameType | None) -> None:
+def _raise_once(_number: int, frame: FrameType | None) -> None:
+    if _would_be_lost(frame):
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+        return
     # A second one would interrupt the undoing.
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Python drops what is raised in `__del__`, and each of libvirt's objects has one."""
+    while frame is not None:
+        if frame.f_code.co_name in {"__del__", "hear_no_evil"}:
+            return True
+        frame = frame.f_back
+    return False
