@@ -233,13 +233,13 @@ def test_disks_are_plugged_into_the_running_guest_only(web1: Mocked) -> None:
         web1.host.plug(UUID, "<disk/>")
 
 
-def test_a_reboot_becomes_a_power_off(web1: Mocked) -> None:
+def test_a_reboot_or_crash_becomes_a_power_off(web1: Mocked) -> None:
     web1.host.end_at_reboot(UUID)
-    web1.domain.setLifecycleAction.assert_called_once_with(
-        libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT,
-        libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY,
-        libvirt.VIR_DOMAIN_AFFECT_LIVE,
-    )
+    off = libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY
+    assert [call.args for call in web1.domain.setLifecycleAction.call_args_list] == [
+        (libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, off, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+        (libvirt.VIR_DOMAIN_LIFECYCLE_CRASH, off, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    ]
 
 
 def test_the_agent_gets_the_hash_and_the_keys(web1: Mocked) -> None:

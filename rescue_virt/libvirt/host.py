@@ -211,14 +211,12 @@ class Host:
             domain.attachDeviceFlags(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def end_at_reboot(self, uuid: GuestUuid) -> None:
-        """From now on a reboot of the running guest powers it off."""
+        """From now on a reboot (or crash) of the running guest powers it off."""
         domain = self._lookup(uuid)
+        power_off = libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY
         with translated(f"guest {domain.name()}: its reboot cannot be turned into a power-off"):
-            domain.setLifecycleAction(
-                libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT,
-                libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY,
-                libvirt.VIR_DOMAIN_AFFECT_LIVE,
-            )
+            for event in (libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, libvirt.VIR_DOMAIN_LIFECYCLE_CRASH):
+                domain.setLifecycleAction(event, power_off, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def set_access(self, uuid: GuestUuid, user: str, hashed: str, keys: tuple[str, ...]) -> None:
         """Have the guest agent set a password (by its hash) and add SSH keys.
