@@ -22,7 +22,6 @@ from rescue_virt.images.store import ImageStore
 from rescue_virt.libvirt.connection import connect
 from rescue_virt.libvirt.host import Host
 from rescue_virt.model import (
-    Credentials,
     Digest,
     GuestUuid,
     ImageProperties,
@@ -34,6 +33,7 @@ from rescue_virt.model import (
 )
 from rescue_virt.recovery import recover
 from rescue_virt.rescue import LEAVE_TIMEOUT, Rescuer, silent
+from rescue_virt.secret import Credentials
 from rescue_virt.sessions import Sessions
 from rescue_virt.settings import Settings, load
 

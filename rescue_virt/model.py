@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NewType
 
-from rescue_virt.secret import Secret
+from rescue_virt.secret import Credentials
 
 DomainXml = NewType("DomainXml", str)
 GuestUuid = NewType("GuestUuid", str)
@@ -78,13 +78,6 @@ class ImageFormat(StrEnum):
     def driver(self) -> str:
         """QEMU's name for the format; an ISO image is raw bytes to QEMU."""
         return "raw" if self is ImageFormat.ISO else self.value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    user: str
-    password: Secret
-    ssh_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +201,7 @@ class GuestFacts:
     `xml` is the definition to give back (inactive and secure), `domain` what it says.  `nvram` is
     the existing NVRAM file to copy.  `chains` holds, per disk, its source and all that backs it,
     top first; `snapshots` are names.  `relabels` tells whether this libvirt changes the owners of
-    files (it does when it runs as root).
+    files (it does when it runs as root).  `run` is libvirt's number of this run of the guest.
     """
 
     domain: DomainFacts
@@ -221,6 +214,9 @@ class GuestFacts:
     chains: Mapping[Target, tuple[str, ...]]
     relabels: bool
     snapshots: tuple[str, ...] = ()
+    autostart: bool = False
+    run: int | None = None
+    uri: str = ""
 
     @property
     def label(self) -> str:
@@ -317,6 +313,7 @@ class RescueSession:
     `snapshots` those that the guest had before.  `password_hash` is what the guest agent is handed;
     the password itself is kept nowhere.  `boot_id` names the host's boot that the rescue was
     started in, `console_offset` is where this boot of the guest begins in `console_log` (bytes).
+    `stopping` is the run of the original that was told to stop, which it may do any time later.
     """
 
     id: str
@@ -343,6 +340,9 @@ class RescueSession:
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bases: Mapping[str, int] = field(default_factory=dict)
     snapshots: tuple[str, ...] = ()
+    autostart: bool = False
+    uri: str = ""
+    stopping: int | None = None
 
     @property
     def label(self) -> str:
@@ -366,6 +366,7 @@ class LiveState:
     block_jobs: tuple[str, ...]
     agent: bool
     snapshots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    run: int | None = None
 
     @property
     def is_up(self) -> bool:

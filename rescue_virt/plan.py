@@ -105,6 +105,9 @@ def begin_session(decided: RescuePlan, request: RescueRequest, hashed: str) -> R
         console_log=guest.domain.console_log or decided.console_log,
         console_offset=0,
         snapshots=guest.snapshots,
+        autostart=guest.autostart,
+        uri=guest.uri,
+        stopping=guest.run,
     )
 
 

@@ -80,9 +80,11 @@ def is_running(name: str) -> bool:
     """Whether any process on this host was started as `name` (the program or a script)."""
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            words = (directory / "cmdline").read_bytes().split(b"\0")[:2]
+            words = (directory / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
+        # The program, or its interpreter, that one's options, and the script.
+        words = [word for word in words if not word.startswith(b"-")][:2]
         if any(Path(word.decode(errors="replace")).name == name for word in words):
             return True
     return False

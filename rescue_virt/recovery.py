@@ -29,7 +29,7 @@ def recover(rescuer: Rescuer, owner: Owner, policy: OnHostReboot) -> list[Recove
     mended = [
         _mend(rescuer, session, policy)
         for session in rescuer.sessions.all()
-        if session.owner is owner
+        if session.owner is owner and session.uri in {"", rescuer.host.uri()}
     ]
     broken = [
         Recovered(guest=error.guest, done="not recovered", error=error)
@@ -53,9 +53,10 @@ def _mend(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) -> Rec
             return Recovered(guest=session.name, done=_by_phase(rescuer, current, policy))
     except GuestBusy as exc:
         return Recovered(guest=session.name, done=f"left alone: {exc}")
-    except RescueVirtError as exc:
+    except Exception as exc:  # noqa: BLE001 - the others must be mended all the same
         log.warning("%s: not recovered: %s", session.name, exc)
-        return Recovered(guest=session.name, done="not recovered", error=exc)
+        error = exc if isinstance(exc, RescueVirtError) else RescueVirtError(f"{exc!r}")
+        return Recovered(guest=session.name, done="not recovered", error=error)
 
 
 def _by_phase(rescuer: Rescuer, session: RescueSession, policy: OnHostReboot) -> str:

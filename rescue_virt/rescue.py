@@ -14,24 +14,23 @@ import dataclasses
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from rescue_virt import console_log, durable, plan, process, sessions, way_back
-from rescue_virt.errors import NotInTime, RescueVirtError, WayBackFailed, WrongState
+from rescue_virt import console_log, plan, process, sessions, storage, way_back
+from rescue_virt.errors import Interrupted, NotInTime, RescueVirtError, WayBackFailed, WrongState
 from rescue_virt.images import seed
 from rescue_virt.images.store import ImageStore
 from rescue_virt.libvirt import domain_xml, facts
 from rescue_virt.libvirt.host import Host
 from rescue_virt.model import (
     Access,
-    Draft,
     Evidence,
     GuestFacts,
     GuestUuid,
     LiveState,
+    Options,
     Originals,
     Outcome,
     Phase,
@@ -42,6 +41,7 @@ from rescue_virt.model import (
     RescueSession,
     RescueStatus,
 )
+from rescue_virt.preview import preview
 from rescue_virt.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -80,9 +80,13 @@ class Rescuer:
                 return self._swap(session, request)
             except BaseException as exc:
                 kept = self.sessions.find(uuid)
-                if kept is not None:
-                    self.undo(kept, exc)
-                raise
+                if kept is None:
+                    raise
+                self.undo(kept, exc)
+                if isinstance(exc, Interrupted) or not isinstance(exc, RescueVirtError):
+                    raise
+                # Whatever it was: it failed, and everything is as before.
+                raise RescueVirtError(str(exc)) from exc
 
     def preview(self, request: RescueRequest) -> tuple[RescuePlan, RescueDomain]:
         """Decide and judge as `enter` does, and create nothing."""
@@ -92,6 +96,7 @@ class Rescuer:
         directory = self.sessions.directory(uuid)
         decided, domain = preview(guest, request, images=self.images, directory=directory)
         self.host.validate(guest.domain.name, domain.xml)
+        self.images.check_space(decided)
         return decided, domain
 
     def _check_is_free(self, uuid: GuestUuid, name: str) -> None:
@@ -147,7 +152,7 @@ class Rescuer:
             originals=plan.originals_at_boot(session.attach),
         )
         self.host.run(session.name, self.sessions.rescue_domain(session).xml)
-        return self._note_storage(session, phase=phase)
+        return storage.note(self.host, self.sessions, session, phase=phase)
 
     # --- settling --------------------------------------------------------------------------
 
@@ -203,15 +208,10 @@ class Rescuer:
         self.host.end_at_reboot(session.guest)
         late = self.sessions.rescue_domain(session).late
         for disk in late:
-            if facts.disk_target(disk) not in self._live(session).chains:
+            if facts.disk_target(disk) not in storage.live(self.host, session).chains:
                 self.host.plug(session.guest, disk)
-            session = self._note_storage(session)
+            session = storage.note(self.host, self.sessions, session)
         return self.sessions.mark(session, originals=Originals.ATTACHED)
-
-    def _note_storage(self, session: RescueSession, **changes: Phase) -> RescueSession:
-        chains = self._live(session).chains
-        bases = _bases(session, chains)
-        return self.sessions.mark(session, chains=chains, bases=bases, **changes)
 
     # --- staying ---------------------------------------------------------------------------
 
@@ -223,8 +223,8 @@ class Rescuer:
         with self._locked_active(guest) as session:
             if session.originals is Originals.ATTACHED:
                 raise WrongState(f"{session.label} has its original disks attached already")
-            self._live(session)
-            self._check_same_disks(session)
+            storage.live(self.host, session)
+            storage.check_same_disks(self.host, self.sessions, session)
             outcome = self._settle(session, timeout)
             if outcome.session.originals is Originals.PENDING:
                 raise NotInTime(f"{outcome.problem}; its original disks are still pending")
@@ -240,8 +240,8 @@ class Rescuer:
         live = self.host.look(session.guest)
         if live is not None and live.is_up:
             raise WrongState(f"{session.label} runs: there is nothing to resume")
-        self._check_way_back(session, live)
-        self._check_same_disks(session)
+        storage.check_way_back(self.host, self.sessions, session, live)
+        storage.check_same_disks(self.host, self.sessions, session)
         # It stays active all the while: what was complete once is kept, whatever ends this.
         if live is not None and live.managed_save and live.session_id == session.id:
             # Saved in rescue (as libvirt-guests does at host shutdown): this goes on where it was.
@@ -276,33 +276,65 @@ class Rescuer:
         :raises WayBackFailed: if its storage is not what it was; nothing was stopped.
         """
         with self.locked(guest) as session:
-            self.end(session, force_off=force_off, timeout=timeout)
+            try:
+                self.end(session, force_off=force_off, timeout=timeout)
+            except (WayBackFailed, NotInTime, Interrupted):
+                raise
+            except RescueVirtError as exc:
+                again = f"rescue-virt unrescue {shlex.quote(session.name)}"
+                how = f"{session.label} could not be given back: {exc}"
+                raise WayBackFailed(how, commands=(again,)) from exc
             return session
 
     def end(self, session: RescueSession, *, force_off: bool, timeout: float) -> None:
         """Leave, with the guest's lock held.  Idempotent: whatever interrupts it, run it again."""
         live = self.host.look(session.guest)
-        self._check_way_back(session, live)
+        storage.check_way_back(self.host, self.sessions, session, live)
         before = session.phase
-        session = self.sessions.mark(session, phase=Phase.RESTORING)
-        if session.persistent and self.host.definition(session.guest) is None:
-            # Undefined meanwhile.  Before the stop, which would take the definition and the TPM.
-            self.host.define(session.name, self.sessions.original(session))
+        session = self._note_leaving(session, live)
+        self._define_again(session)
         if live is not None and live.session_id == session.id:
             if live.managed_save:
                 self.host.drop_managed_save(session.guest)
             elif live.is_up:
                 self._stop_rescue(session, before, force_off=force_off, timeout=timeout)
+        elif live is not None and live.run is not None and live.run == session.stopping:
+            # It was told to stop and may do so any time: it has to be off to be started again.
+            self.host.stop(session.guest, Options())
         self._give_back(session)
         self.sessions.forget(session)
+
+    def _note_leaving(self, session: RescueSession, live: LiveState | None) -> RescueSession:
+        """A full disk must not stop the way back, which needs no file.
+
+        What was snapshotted until now has been looked at, and is no surprise later.
+        """
+        seen = tuple(live.snapshots) if live else ()
+        try:
+            return self.sessions.mark(session, phase=Phase.RESTORING, snapshots=seen)
+        except OSError as exc:
+            log.warning("%s: its record cannot be written: %s", session.label, exc)
+            return session
+
+    def _define_again(self, session: RescueSession) -> None:
+        """Before the stop, which takes an undefined guest's definition and TPM with it."""
+        definition, original = self.host.definition(session.guest), self.sessions.original(session)
+        is_gone = definition is None and session.persistent
+        if original and (is_gone or (definition and way_back.names_rescue(session, definition))):
+            self.host.define(session.name, original, autostart=session.autostart)
 
     def _stop_rescue(
         self, session: RescueSession, before: Phase, *, force_off: bool, timeout: float
     ) -> None:
         self.report("stopping the rescue guest")
+        try:
+            stopped = not force_off and self.host.ask_to_stop(session.guest, timeout)
+        except BaseException:
+            self.sessions.mark(session, phase=before)
+            raise
         if force_off:
             self.host.force_off(session.guest)
-        elif not self.host.ask_to_stop(session.guest, timeout):
+        elif not stopped:
             self.sessions.mark(session, phase=before)
             raise NotInTime(
                 f"{session.label} did not shut down within {timeout:.0f} s and stays in rescue: "
@@ -314,10 +346,12 @@ class Rescuer:
         if not session.was_running:
             return
         self.report("starting the original guest")
+        original = self.sessions.original(session)
+        live = self.host.look(session.guest)
         if session.persistent:
             self.host.start(session.guest)
-        elif self.host.look(session.guest) is None:
-            self.host.run(session.name, self.sessions.original(session))
+        elif original and (live is None or not live.is_up):
+            self.host.run(session.name, original)
 
     def undo(self, session: RescueSession, cause: BaseException) -> None:
         """Leave by force: nobody has worked in this rescue guest yet."""
@@ -353,48 +387,10 @@ class Rescuer:
         """The session of a guest by name or UUID, even if libvirt no longer knows it."""
         session = self.sessions.find_by_name(guest)
         if session is None:
-            _, name = self.host.find(guest)
+            uuid, name = self.host.find(guest)
+            self.sessions.find(uuid)  # says so if there is one that cannot be read
             raise WrongState(f"guest {name} is not in rescue: see rescue-virt list")
+        if session.uri and session.uri != self.host.uri():
+            where = f"on {session.uri}: give -c {session.uri}"
+            raise WrongState(f"{session.label} is in rescue {where}")
         return session
-
-    def _live(self, session: RescueSession) -> LiveState:
-        live = self.host.look(session.guest)
-        if live is None or live.session_id != session.id or not live.is_up:
-            name = shlex.quote(session.name)
-            raise WrongState(f"{session.label} is off: rescue-virt resume {name}")
-        return live
-
-    def _check_way_back(self, session: RescueSession, live: LiveState | None) -> None:
-        way_back.check(
-            session,
-            live,
-            definition=self._definition(session),
-            bases={path: durable.modified(path) for path in session.bases},
-        )
-
-    def _check_same_disks(self, session: RescueSession) -> None:
-        original = facts.chains(self.sessions.original(session))
-        way_back.check_same_disks(session, self._definition(session), original)
-
-    def _definition(self, session: RescueSession) -> Mapping[str, tuple[str, ...]]:
-        """The source chains of what the guest goes back to: kept here if it was undefined."""
-        return facts.chains(self.host.definition(session.guest) or self.sessions.original(session))
-
-
-def preview(
-    guest: GuestFacts, request: RescueRequest, *, images: ImageStore, directory: Path
-) -> tuple[RescuePlan, RescueDomain]:
-    """Decide and render without libvirt and without creating anything."""
-    images.check_source(guest, request.image)
-    image = images.preview(request.image)
-    draft = Draft(directory=directory, session_id="preview", since="preview")
-    findings = images.findings(guest, image)
-    decided = plan.make_plan(guest, image, findings=findings, options=request.options, draft=draft)
-    return decided, domain_xml.render(decided)
-
-
-def _bases(session: RescueSession, chains: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Modification times of the files that back the original's disks, and are not ours."""
-    own = f"{session.directory}/"
-    paths = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
-    return {path: time for path in paths if (time := durable.modified(path)) is not None}

@@ -1,8 +1,9 @@
-"""A string that shows itself to nobody who did not ask."""
+"""What lets somebody into a rescue guest, and shows itself to nobody who did not ask."""
 
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass
 from typing import NoReturn
 
 
@@ -32,3 +33,10 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    user: str
+    password: Secret
+    ssh_keys: tuple[str, ...] = ()

@@ -100,8 +100,9 @@ class Sessions:
         """
         try:
             for path in session.directory.iterdir():
-                if path.name != _RECORD:
+                if path.name not in {_RECORD, _ORIGINAL}:
                     _remove(path)
+            (session.directory / _ORIGINAL).unlink(missing_ok=True)
             (session.directory / _RECORD).unlink(missing_ok=True)
             session.directory.rmdir()
         except OSError as exc:
@@ -138,8 +139,12 @@ class Sessions:
     def drop_draft(self, guest: GuestUuid) -> None:
         self._remove_draft(self.directory(guest))
 
-    def original(self, session: RescueSession) -> DomainXml:
-        return DomainXml((session.directory / _ORIGINAL).read_text())
+    def original(self, session: RescueSession) -> DomainXml | None:
+        """The definition as it was; None when the session has been all but forgotten."""
+        try:
+            return DomainXml((session.directory / _ORIGINAL).read_text())
+        except FileNotFoundError:
+            return None
 
     def rescue_domain(self, session: RescueSession) -> RescueDomain:
         domain = json.loads((session.directory / _RESCUE).read_text())

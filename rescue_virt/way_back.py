@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from rescue_virt.errors import WayBackFailed, WrongState
-from rescue_virt.model import LiveState, Phase, RescueSession
+from rescue_virt.model import LiveState, RescueSession
 
 
 def check(
@@ -30,11 +30,17 @@ def check(
             _check_chain(session, live, target, definition=definition)
         return  # what backs a chain that was checked, QEMU itself may have written
     tops = {chain[0] for chain in definition.values() if chain}
-    if live is not None and session.phase is not Phase.RESTORING:
+    if live is not None:
+        _check_is_not_ours(session, live)
         _check_snapshots(session, live, tops)
     for path, modified in session.bases.items():
         if modified != bases.get(path) and path not in tops:
             raise _written_base(session, path)
+
+
+def names_rescue(session: RescueSession, definition: str) -> bool:
+    """Whether somebody has made the rescue domain the guest's definition (dumpxml, define)."""
+    return session.id in definition or f"{session.directory}/" in definition
 
 
 def check_same_disks(
@@ -50,6 +56,16 @@ def check_same_disks(
         raise WrongState(
             f"{session.label} no longer has {gone[0]} in its definition, and what is there now may "
             f"be built on it: rescue-virt unrescue {name}, then rescue it again"
+        )
+
+
+def _check_is_not_ours(session: RescueSession, live: LiveState) -> None:
+    """Who removes the metadata of the rescue domain has not made it the original."""
+    if live.is_up and any(_is_ours(session, chain) for chain in live.chains.values()):
+        raise WayBackFailed(
+            f"{session.label} runs from the files of its rescue, but no longer says so (its "
+            f"metadata was changed); nothing was stopped: shut it down first",
+            commands=(f"virsh shutdown {shlex.quote(session.name)}", _again(session)),
         )
 
 

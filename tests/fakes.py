@@ -18,7 +18,6 @@ from rescue_virt.model import (
     GIB,
     Access,
     CachedImage,
-    Credentials,
     Digest,
     DomainXml,
     Draft,
@@ -39,6 +38,7 @@ from rescue_virt.model import (
     Target,
 )
 from rescue_virt.plan import make_plan
+from rescue_virt.secret import Credentials
 from rescue_virt.sessions import Sessions
 from rescue_virt.settings import Settings
 
@@ -158,7 +158,7 @@ class FakeHost(Host):
         self.snapshots: dict[str, tuple[str, ...]] = {}
         self.state = RunState.RUNNING
         if not path.exists():
-            self._save({"defined": {}, "live": {}, "saved": {}, "reboot": {}})
+            self._save({"defined": {}, "live": {}, "saved": {}, "reboot": {}, "runs": {}})
 
     # what a person would do with virsh
 
@@ -213,6 +213,8 @@ class FakeHost(Host):
                 persistent=uuid in self.defined,
                 managed_save=uuid in self.saved,
                 snapshots=tuple(self.snapshots),
+                run=self._run(uuid),
+                uri=self.uri(),
             )
 
     def look(self, uuid: GuestUuid) -> LiveState | None:
@@ -229,6 +231,7 @@ class FakeHost(Host):
                 block_jobs=self.jobs,
                 agent=self.agent,
                 snapshots=self.snapshots,
+                run=self._run(uuid),
             )
 
     def definition(self, uuid: GuestUuid) -> DomainXml | None:
@@ -267,6 +270,7 @@ class FakeHost(Host):
             if parsed.uuid in self.live:
                 raise RescueVirtError(f"guest {name} runs already")
             self.put("live", parsed.uuid, xml)
+            self._count_run(parsed.uuid)
 
     def start(self, uuid: GuestUuid) -> None:
         with self.story.call("start"):
@@ -278,8 +282,9 @@ class FakeHost(Host):
             self.story.effects.append("start saved" if uuid in self.saved else "start")
             self.put("saved", uuid, None)
             self.put("live", uuid, xml)
+            self._count_run(uuid)
 
-    def define(self, name: str, xml: str) -> None:
+    def define(self, name: str, xml: str, *, autostart: bool = False) -> None:  # noqa: ARG002
         with self.story.effect("define"):
             assert facts.read(xml).name == name
             self.put("defined", facts.read(xml).uuid, xml)
@@ -303,6 +308,14 @@ class FakeHost(Host):
         with self.story.effect(f"set password of {user} and {len(keys)} keys"):
             assert uuid in self.live
             assert hashed.startswith("$6$")
+
+    def _run(self, uuid: str) -> int | None:
+        """How often it was started until now, as libvirt numbers the runs of its guests."""
+        state = self._load()
+        return len(state["runs"].get(uuid, "")) if uuid in state["live"] else None
+
+    def _count_run(self, uuid: str) -> None:
+        self.put("runs", uuid, self._load()["runs"].get(uuid, "") + "+")
 
     def relabels(self) -> bool:
         return True
@@ -347,7 +360,7 @@ class FakeImages(ImageStore):
 
     def check_space(self, plan: RescuePlan) -> None:
         with self.story.call("check space"):
-            assert plan.directory.is_dir()
+            assert plan.overlay_size
 
     def prepare(self, plan: RescuePlan, credentials: Credentials, hashed: str) -> None:
         with self.story.effect("prepare"):

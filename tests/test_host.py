@@ -171,6 +171,8 @@ class Mocked:
         self.domain.XMLDesc.return_value = xml
         self.domain.state.return_value = [libvirt.VIR_DOMAIN_RUNNING, 1]
         self.domain.isActive.return_value = 1
+        self.domain.ID.return_value = 7
+        self.domain.autostart.return_value = 0
         self.domain.isPersistent.return_value = 1
         self.domain.hasManagedSaveImage.return_value = 0
         self.domain.blockJobInfo.return_value = {}
@@ -265,6 +267,7 @@ def test_addresses_come_from_the_first_source_that_knows_any(web1: Mocked) -> No
         return {"eth0": {"addrs": [{"addr": address} for address in addresses]}}
 
     web1.domain.interfaceAddresses.side_effect = answer
+    web1.domain.XMLDesc.return_value = domain("pc").replace("type='user'", "type='bridge'")
     assert web1.host.access(UUID).addresses == ("192.0.2.9", "2001:db8::9")
     web1.domain.interfaceAddresses.side_effect = error(libvirt.VIR_ERR_NO_SUPPORT)
     assert web1.host.access(UUID).addresses == ()
@@ -419,7 +422,9 @@ def test_the_uri_is_the_one_that_was_given_then_virsh_s(monkeypatch: pytest.Monk
 
     def open_(uri: str) -> Any:
         opened.append(uri)
-        return SimpleNamespace(getType=lambda: "QEMU", close=lambda: opened.append("closed"))
+        return SimpleNamespace(
+            getURI=lambda: uri, getType=lambda: "QEMU", close=lambda: opened.append("closed")
+        )
 
     monkeypatch.setattr(libvirt, "open", open_)
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)

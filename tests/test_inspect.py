@@ -139,7 +139,7 @@ def test_an_external_data_file_is_refused(tmp_path: Path, options: Settings) -> 
 def test_an_encrypted_image_is_refused(tmp_path: Path, options: Settings) -> None:
     path = qemu_img_create(
         tmp_path / "i", "--object", "secret,id=s,data=x",
-        "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100",
     )  # fmt: skip
     assert "is encrypted" in refusal(path, options)
 
@@ -214,7 +214,7 @@ def test_a_disk_larger_than_allowed_is_refused(tmp_path: Path, options: Settings
 @pytest.mark.parametrize("fmt", ["vmdk", "vdi", "vhdx", "vpc", "qed", "luks"])
 def test_other_formats_are_refused_by_name(tmp_path: Path, options: Settings, fmt: str) -> None:
     path = tmp_path / "i"
-    secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"]
+    secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=100"]
     extra = secret if fmt == "luks" else []
     subprocess.run(["qemu-img", "create", "-q", "-f", fmt, *extra, str(path), "2M"], check=True)
     named = "vhd" if fmt == "vpc" else fmt

@@ -12,7 +12,6 @@ from rescue_virt.errors import Refused, WrongState
 from rescue_virt.model import (
     GIB,
     Attach,
-    Credentials,
     Disk,
     Evidence,
     Findings,
@@ -38,7 +37,7 @@ from rescue_virt.plan import (
     find_root,
     originals_at_boot,
 )
-from rescue_virt.secret import Secret
+from rescue_virt.secret import Credentials, Secret
 
 
 def guest_with(*disks: Disk, machine: str = "pc-i440fx-7.2", **changes: Any) -> GuestFacts:

@@ -24,7 +24,6 @@ from rescue_virt.images.store import ImageStore
 from rescue_virt.libvirt import facts
 from rescue_virt.model import (
     Attach,
-    Credentials,
     Evidence,
     Findings,
     GuestUuid,
@@ -42,7 +41,7 @@ from rescue_virt.model import (
     Target,
 )
 from rescue_virt.rescue import Rescuer
-from rescue_virt.secret import Secret
+from rescue_virt.secret import Credentials, Secret
 from rescue_virt.sessions import Sessions
 from rescue_virt.settings import Settings
 
@@ -290,8 +289,9 @@ def test_a_rescue_guest_that_is_off_at_once_is_undone(lab: Lab) -> None:
             lab.host.put("live", UUID, None)
 
     lab.story.after = crash
-    with pytest.raises(WrongState, match="is off"):
+    with pytest.raises(RescueVirtError, match="is off") as caught:
         lab.rescuer.enter(lab.request())
+    assert caught.value.exit_code == 1
     lab.assert_as_before()
 
 
@@ -333,8 +333,9 @@ def test_a_guest_saved_between_stop_and_start_is_given_back_as_it_was_saved(lab:
             lab.host.save_guest(UUID)
 
     lab.story.before = save
-    with pytest.raises(WrongState, match="saved meanwhile"):
+    with pytest.raises(RescueVirtError, match="saved meanwhile") as caught:
         lab.rescuer.enter(lab.request())
+    assert caught.value.exit_code == 1
     assert "start saved" in lab.effects
     assert "drop managed save" not in lab.effects
     lab.assert_as_before()

@@ -22,7 +22,6 @@ from rescue_virt.model import (
     GIB,
     Attach,
     CachedImage,
-    Credentials,
     Digest,
     Disk,
     DomainFacts,
@@ -37,7 +36,7 @@ from rescue_virt.model import (
     RunState,
     Target,
 )
-from rescue_virt.secret import Secret
+from rescue_virt.secret import Credentials, Secret
 from rescue_virt.settings import Settings
 
 MIB = 1 << 20

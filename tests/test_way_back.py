@@ -165,7 +165,8 @@ def test_snapshots_from_before_of_the_rescue_alone_or_internal_ones_are_nobody_s
 
 def test_a_snapshot_that_the_definition_follows_is_not_committed() -> None:
     """The original was started by hand and backed up: committing below it would destroy it."""
-    running = replace(LIVE, session_id=None, snapshots=TAKEN)
+    chains = {"vda": ("/srv/my during.qcow2", *ROOT)}
+    running = replace(LIVE, session_id=None, snapshots=TAKEN, chains=chains)
     check(running, definition={"vda": ("/srv/my during.qcow2", *ROOT)})
 
 

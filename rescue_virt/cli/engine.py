@@ -26,6 +26,7 @@ from rescue_virt.model import (
     RunState,
     Target,
 )
+from rescue_virt.preview import preview
 from rescue_virt.rescue import Rescuer
 from rescue_virt.settings import Settings
 
@@ -73,7 +74,7 @@ class Engine:
             relabels=os.geteuid() == 0,
         )
         directory = self.settings.sessions_dir / (domain.uuid or "preview")
-        return rescue.preview(guest, request, images=ImageStore(self.settings), directory=directory)
+        return preview(guest, request, images=ImageStore(self.settings), directory=directory)
 
     def shown(self, domain: RescueDomain) -> str:
         """The XML of a rescue domain as anybody may see it."""

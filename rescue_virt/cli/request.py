@@ -8,8 +8,8 @@ from pathlib import Path
 from rescue_virt.cli.options import ImageChoices, RescueChoices
 from rescue_virt.errors import BadRequest
 from rescue_virt.images import seed
-from rescue_virt.model import Credentials, ImageRef, Options, RescueRequest
-from rescue_virt.secret import Secret
+from rescue_virt.model import ImageRef, Options, RescueRequest
+from rescue_virt.secret import Credentials, Secret
 from rescue_virt.settings import Settings
 
 

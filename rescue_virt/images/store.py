@@ -16,7 +16,6 @@ from rescue_virt.images.source import SourceFacts
 from rescue_virt.model import (
     GIB,
     CachedImage,
-    Credentials,
     Digest,
     Findings,
     GuestFacts,
@@ -24,6 +23,7 @@ from rescue_virt.model import (
     ImageRef,
     RescuePlan,
 )
+from rescue_virt.secret import Credentials
 from rescue_virt.settings import Settings
 
 _SUFFIXES = {".iso": ImageFormat.ISO, ".raw": ImageFormat.RAW}

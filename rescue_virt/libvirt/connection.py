@@ -34,6 +34,8 @@ def connect(uri: str | None = None) -> Iterator[libvirt.virConnect]:
     except libvirt.libvirtError as exc:
         raise Refused(f"no connection to {uri}: {reason(exc)}: is libvirtd running?") from exc
     try:
+        # What was given may have been an alias of libvirt.conf.
+        _check_is_local(connection.getURI())
         _check_is_qemu(connection, uri)
         yield connection
     finally:

@@ -101,10 +101,10 @@ def _replace_nvram(root: etree._Element, plan: RescuePlan) -> None:
     if os is None or not plan.guest.domain.uefi or os.find("loader[@stateless='yes']") is not None:
         return
     old = os.find("nvram")
-    template = None if old is None else old.get("template")
+    kept = ("template", "format", "templateFormat")
     nvram = E.nvram(str(plan.nvram))
-    if template:
-        nvram.set("template", template)
+    if old is not None:
+        nvram.attrib.update({name: old.get(name, "") for name in kept if old.get(name)})
     if old is not None:
         insert(os, os.index(old), nvram)
         remove(os, old)

@@ -53,7 +53,7 @@ def read(xml: str) -> DomainFacts:
         machine=os_type.get("machine", ""),
         disks=tuple(_disk(element) for element in root.iterfind("devices/disk")),
         uefi=_is_uefi(root),
-        nvram=_path(root.findtext("os/nvram")),
+        nvram=_path(root.findtext("os/nvram")) or _nvram_source(root),
         has_tpm=root.find("devices/tpm") is not None,
         tpm_is_persistent=_tpm_is_persistent(root),
         is_nova=_nova(root) is not None,
@@ -92,6 +92,12 @@ def console_path(xml: str) -> str | None:
     """The pty of a live domain's first serial console."""
     source = parse(xml).find("devices/serial[@type='pty']/source")
     return None if source is None else source.get("path")
+
+
+def has_reachable_nic(xml: str) -> bool:
+    """Whether a network card leads anywhere but into QEMU's own user-mode network."""
+    cards = parse(xml).iterfind("devices/interface")
+    return any(card.get("type") != "user" for card in cards)
 
 
 def agent_is_connected(xml: str) -> bool:
@@ -168,6 +174,11 @@ def _is_uefi(root: etree._Element) -> bool:
     return (named is not None and named.get("firmware") == "efi") or (
         loader is not None and loader.get("type") == "pflash"
     )
+
+
+def _nvram_source(root: etree._Element) -> Path | None:
+    source = root.find("os/nvram[@type='file']/source")
+    return None if source is None else _path(source.get("file"))
 
 
 def _tpm_is_persistent(root: etree._Element) -> bool:

@@ -83,6 +83,9 @@ class Host:
                 chains={Target(t): chain for t, chain in facts.chains(now).items()},
                 relabels=self.relabels(),
                 snapshots=tuple(snapshot.getName() for snapshot in domain.listAllSnapshots()),
+                autostart=bool(domain.isPersistent() and domain.autostart()),
+                run=_run(domain),
+                uri=self.uri(),
             )
 
     def look(self, uuid: GuestUuid) -> LiveState | None:
@@ -105,6 +108,7 @@ class Host:
                     snapshot.getName(): facts.snapshot_files(snapshot.getXMLDesc())
                     for snapshot in domain.listAllSnapshots()
                 },
+                run=_run(domain),
             )
 
     def definition(self, uuid: GuestUuid) -> DomainXml | None:
@@ -193,10 +197,11 @@ class Host:
                 domain.create()
                 log.info("%s: started", domain.name())
 
-    def define(self, name: str, xml: str) -> None:
+    def define(self, name: str, xml: str, *, autostart: bool = False) -> None:
         """Define a guest (again); what runs under its UUID goes on running."""
         with translated(f"guest {name} cannot be defined"):
-            self._connection.defineXML(xml)
+            domain = self._connection.defineXML(xml)
+            domain.setAutostart(int(autostart))
         log.info("%s: defined", name)
 
     def drop_managed_save(self, uuid: GuestUuid) -> None:
@@ -225,11 +230,15 @@ class Host:
         """
         domain = self._lookup(uuid)
         with translated(f"guest {domain.name()}: the guest agent did not set the password"):
+            domain.agentSetResponseTimeout(power.AGENT_ANSWER)
             domain.setUserPassword(user, hashed, libvirt.VIR_DOMAIN_PASSWORD_ENCRYPTED)
         if keys:
-            with translated(f"guest {domain.name()}: the guest agent did not add the SSH keys"):
+            try:
                 flags = libvirt.VIR_DOMAIN_AUTHORIZED_SSH_KEYS_SET_APPEND
                 domain.authorizedSSHKeysSet(user, list(keys), flags)
+            except libvirt.libvirtError as exc:
+                # The seed has them as well; the password is confirmed all the same.
+                log.warning("%s: the agent did not add the SSH keys: %s", domain.name(), exc)
 
     # --- helpers ---------------------------------------------------------------------------
 
@@ -273,6 +282,11 @@ class Host:
 _NOT_THERE = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG})
 
 
+def _run(domain: libvirt.virDomain) -> int | None:
+    number = domain.ID()
+    return number if number >= 0 else None
+
+
 def _run_state(domain: libvirt.virDomain) -> RunState:
     # A guest that crashed may have been kept, QEMU and all: the state alone does not tell.
     if not power.is_active(domain):
@@ -293,6 +307,9 @@ def _block_jobs(domain: libvirt.virDomain, xml: str) -> tuple[str, ...]:
 
 
 def _addresses(domain: libvirt.virDomain) -> tuple[str, ...]:
+    if not facts.has_reachable_nic(domain.XMLDesc()):
+        return ()
+    domain.agentSetResponseTimeout(power.AGENT_ANSWER)
     for source in _ADDRESS_SOURCES:
         try:
             interfaces = domain.interfaceAddresses(source)

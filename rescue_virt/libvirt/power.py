@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 # booting misses the first), and for the guest agent's answer.
 _LOOK = 0.2
 _PRESS = 10.0
-_AGENT_ANSWER = 5
+AGENT_ANSWER = 5
 
 
 def shut_down(domain: libvirt.virDomain, timeout: float) -> bool:
@@ -56,7 +56,7 @@ def _ask(domain: libvirt.virDomain) -> None:
     """Through the agent if it answers, else by the power button."""
     try:
         if facts.agent_is_connected(domain.XMLDesc()):
-            domain.agentSetResponseTimeout(_AGENT_ANSWER)
+            domain.agentSetResponseTimeout(AGENT_ANSWER)
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
             return
     except libvirt.libvirtError as exc:

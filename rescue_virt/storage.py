@@ -1,0 +1,63 @@
+"""Notes what storage a rescue guest was given, and looks at it again before it is left."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from rescue_virt import durable, way_back
+from rescue_virt.errors import WrongState
+from rescue_virt.libvirt import facts
+from rescue_virt.libvirt.host import Host
+from rescue_virt.model import LiveState, Phase, RescueSession
+from rescue_virt.sessions import Sessions
+
+
+def live(host: Host, session: RescueSession) -> LiveState:
+    """The rescue guest as it runs.
+
+    :raises WrongState: if it does not.
+    """
+    found = host.look(session.guest)
+    if found is None or found.session_id != session.id or not found.is_up:
+        name = shlex.quote(session.name)
+        raise WrongState(f"{session.label} is off: rescue-virt resume {name}")
+    return found
+
+
+def note(host: Host, sessions: Sessions, session: RescueSession, **changes: Phase) -> RescueSession:
+    """Record the source chains that the running rescue guest has now."""
+    chains = live(host, session).chains
+    own = f"{session.directory}/"
+    behind = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
+    bases = {path: time for path in behind if (time := durable.modified(path)) is not None}
+    return sessions.mark(session, chains=chains, bases=bases, **changes)
+
+
+def check_way_back(
+    host: Host, sessions: Sessions, session: RescueSession, found: LiveState | None
+) -> None:
+    """:raises WayBackFailed: if leaving now would lose something."""
+    way_back.check(
+        session,
+        found,
+        definition=_definition(host, sessions, session),
+        bases={path: durable.modified(path) for path in session.bases},
+    )
+
+
+def check_same_disks(host: Host, sessions: Sessions, session: RescueSession) -> None:
+    """:raises WrongState: if the guest's definition has gone over to other disks meanwhile."""
+    original = sessions.original(session)
+    given = facts.chains(original) if original else {}
+    way_back.check_same_disks(session, _definition(host, sessions, session), given)
+
+
+def _definition(
+    host: Host, sessions: Sessions, session: RescueSession
+) -> Mapping[str, tuple[str, ...]]:
+    """The source chains of what the guest goes back to: kept by us if it was undefined."""
+    definition = host.definition(session.guest)
+    if definition is None or way_back.names_rescue(session, definition):
+        definition = sessions.original(session)
+    return facts.chains(definition) if definition else {}
