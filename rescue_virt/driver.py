@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rescue_virt.errors import BadRequest, NotFound
@@ -38,6 +38,14 @@ from rescue_virt.sessions import Sessions
 from rescue_virt.settings import Settings, load
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceInfo:
+    """As Nova's `hardware.InstanceInfo`."""
+
+    state: RunState
+    internal_id: GuestUuid
 
 
 @contextmanager
@@ -92,7 +100,9 @@ class RescueDriver:
             guest=instance.uuid, image=image, credentials=credentials, options=options
         )
         with self._rescuer() as rescuer:
-            rescuer.enter(request)
+            outcome = rescuer.enter(request)
+        if outcome.problem:
+            log.warning("%s", outcome.problem)
 
     def unrescue(self, context: object, instance: Any) -> None:  # noqa: ARG002
         """Give the instance back.
@@ -110,19 +120,20 @@ class RescueDriver:
         with self._rescuer() as rescuer:
             return [uuid for uuid, _ in rescuer.host.guests()]
 
-    def get_info(self, instance: Any, use_cache: bool = True) -> RunState:  # noqa: ARG002
+    def get_info(self, instance: Any, use_cache: bool = True) -> InstanceInfo:  # noqa: ARG002
         """The instance's run state; libvirt is always asked, nothing is cached."""
         with self._rescuer() as rescuer:
             live = rescuer.host.look(instance.uuid)
             if live is None:
                 raise NotFound(f"guest {instance.uuid} is not known to libvirt")
-            return live.run_state
+            return InstanceInfo(state=live.run_state, internal_id=instance.uuid)
 
     def power_off(self, instance: Any, timeout: float = 0, retry_interval: float = 0) -> None:  # noqa: ARG002
         """Shut the instance down within `timeout` seconds (0: at once), then force it off."""
         options = Options(force_off=timeout == 0, shutdown_timeout=timeout)
         with self._rescuer() as rescuer:
-            rescuer.host.stop(instance.uuid, options)
+            uuid, _ = rescuer.host.find(instance.uuid)
+            rescuer.host.stop(uuid, options)
 
     def power_on(
         self,
@@ -133,6 +144,9 @@ class RescueDriver:
     ) -> None:
         """Start the instance; one in rescue starts as a rescue again, never from its own root."""
         with self._rescuer() as rescuer:
+            live = rescuer.host.look(instance.uuid)
+            if live is not None and live.is_up:
+                return
             if rescuer.sessions.find(instance.uuid) is not None:
                 rescuer.resume(instance.uuid, wait=False, timeout=0)
             else:
@@ -160,7 +174,10 @@ def image_ref(image_meta: Any) -> ImageRef:
         raise BadRequest(f"image {said('id')} has no location: give a path or a URL")
     digests: tuple[Digest, ...] = ()
     if said("os_hash_value"):
-        digests = (Digest(algorithm=str(said("os_hash_algo")), hex=str(said("os_hash_value"))),)
+        algorithm = said("os_hash_algo")
+        if algorithm not in {"sha256", "sha512"}:
+            raise BadRequest(f"image {said('id')} has a {algorithm} digest: give sha256 or sha512")
+        digests = (Digest(algorithm=algorithm, hex=str(said("os_hash_value")).lower()),)
     return ImageRef(
         location=str(location),
         digests=digests,

@@ -93,9 +93,16 @@ def load(config_file: Path | None = None) -> Settings:
     """
     conf = cfg.ConfigOpts()
     conf.register_opts(OPTIONS, group="rescue")
-    files = [config_file] if config_file else [CONFIG_FILE] if CONFIG_FILE.exists() else []
+    file = config_file or CONFIG_FILE
+    drop_ins = file.with_name(f"{file.name}.d")
     try:
-        conf(args=[], project="rescue-virt", default_config_files=[str(f) for f in files])
+        conf(
+            args=[],
+            project="rescue-virt",
+            default_config_files=[str(file)] if config_file or file.exists() else [],
+            # Named even if there are none: else oslo looks for some in the home directory.
+            default_config_dirs=[str(drop_ins)] if drop_ins.is_dir() else [],
+        )
         settings = _settings(conf.rescue)
     except cfg.Error as exc:
         raise BadRequest(f"configuration: {exc}".rstrip(".")) from exc

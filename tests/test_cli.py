@@ -91,6 +91,8 @@ STATUS = RescueStatus(
 
 
 class FakeHost:
+    found: LiveState | None = None
+
     def find(self, guest: str) -> tuple[GuestUuid, str]:
         if guest not in {"web1", "idle", UUID}:
             raise NotFound(f"no guest {guest} on {self.uri()}")
@@ -98,6 +100,9 @@ class FakeHost:
 
     def uri(self) -> str:
         return "qemu:///system"
+
+    def look(self, _uuid: GuestUuid) -> LiveState | None:
+        return self.found
 
 
 @dataclasses.dataclass
@@ -143,7 +148,8 @@ class FakeRescuer:
         for status in self.statuses:
             if guest in {status.session.name, status.session.guest}:
                 return status
-        raise NotFound(f"guest {guest} is not in rescue")
+        _, name = self.host.find(guest)
+        raise WrongState(f"guest {name} is not in rescue: see rescue-virt list")
 
     def status_of_all(self) -> list[RescueStatus]:
         self._called(None)

@@ -84,6 +84,6 @@ def test_the_unit_runs_recover_once_after_libvirt_and_before_its_guests() -> Non
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
     assert unit["Service"]["Type"] == "oneshot"
-    assert unit["Service"]["ExecStart"] == "rescue-virt recover"
+    assert unit["Service"]["ExecStart"] == "/opt/rescue-virt/bin/rescue-virt recover"
     assert unit["Unit"]["Before"] == "libvirt-guests.service"
     assert "After=libvirtd.service" in UNIT.read_text()

@@ -61,10 +61,11 @@ def test_rescue_says_how_the_guest_stands_and_what_was_seen(run: Run) -> None:
 
 def test_the_last_lines_of_rescue_are_the_commands_to_log_in_and_to_end_it(run: Run) -> None:
     result = run("rescue", "web1", "--image", "x")
-    assert result.stdout.splitlines()[-5:] == [
+    assert result.stdout.splitlines()[-6:] == [
         "to log in:",
         "  rescue-virt console web1",
         "  ssh root@192.168.122.5",
+        "  ssh root@10.0.2.15",
         "to end it:",
         "  rescue-virt unrescue web1",
     ]
@@ -305,7 +306,7 @@ def test_rescue_as_json_is_one_object_with_stable_keys(run: Run, rescuer: FakeRe
         "ready": "guest agent",
         "problem": None,
         "commands": {
-            "log_in": ["rescue-virt console web1", "ssh root@192.168.122.5"],
+            "log_in": ["rescue-virt console web1", "ssh root@192.168.122.5", "ssh root@10.0.2.15"],
             "end": "rescue-virt unrescue web1",
         },
     }

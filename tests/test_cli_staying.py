@@ -10,6 +10,7 @@ import pytest
 from pytest_mock import MockerFixture
 from test_cli import (
     SESSION,
+    STATUS,
     UUID,
     FakeRescuer,
     Run,
@@ -25,6 +26,7 @@ from rescue_virt.errors import (
 from rescue_virt.model import (
     Outcome,
     Owner,
+    RunState,
 )
 from rescue_virt.recovery import Recovered
 from rescue_virt.settings import OnHostReboot
@@ -44,14 +46,16 @@ def run(rescuer: FakeRescuer, tmp_path: Path) -> Iterator[Run]:
 # --- unrescue, attach, resume ------------------------------------------------------------------
 
 
-def test_unrescue_says_that_the_guest_is_as_before(run: Run, rescuer: FakeRescuer) -> None:
+def test_unrescue_says_how_the_guest_is_now(run: Run, rescuer: FakeRescuer) -> None:
+    rescuer.host.found = STATUS.live
     result = run("unrescue", "web1")
-    assert result.stdout == "guest web1 is given back and running, as before\n"
+    assert result.stdout == "guest web1 is given back and running\n"
     assert rescuer.calls == [("web1", False, 60.0)]
 
 
 def test_unrescue_forces_and_waits_as_told_and_speaks_json(run: Run, rescuer: FakeRescuer) -> None:
-    rescuer.outcome = Outcome(session=dataclasses.replace(SESSION, was_running=False))
+    assert STATUS.live
+    rescuer.host.found = dataclasses.replace(STATUS.live, run_state=RunState.SHUTOFF)
     result = run("unrescue", "web1", "--force-off", "--timeout", "5", "-o", "json")
     assert rescuer.calls == [("web1", True, 5.0)]
     assert json.loads(result.stdout) == {

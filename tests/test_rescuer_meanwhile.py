@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 from test_rescuer import ORIGINAL, UUID, Lab, lab, transient
@@ -18,7 +17,7 @@ __all__ = ["lab", "transient"]
 
 
 @pytest.fixture
-def asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """The guest has been told to shut down and has not yet, when the command is interrupted."""
     stop = lab.host.stop
 

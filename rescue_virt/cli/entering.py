@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from rescue_virt.cli import messages, output, present
-from rescue_virt.cli.interrupts import interrupted_as
+from rescue_virt.cli.interrupts import interrupted_as, stop_listening
 from rescue_virt.cli.invocation import Invocation, shared_options
 from rescue_virt.cli.options import (
     ImageChoices,
@@ -45,6 +45,7 @@ def rescue(invocation: Invocation, guest: str, **given: Unpack[RescueChoices]) -
     with engine.connect(messages.steps()) as rescuer:
         with interrupted_as(f"guest {guest} is as it was"):
             outcome = rescuer.enter(request)
+            stop_listening()
         password = request.credentials.password if generated else None
         write_outcome(invocation, rescuer, outcome, password=password)
 

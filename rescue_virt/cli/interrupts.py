@@ -31,13 +31,18 @@ def interrupted_as(message: str) -> Iterator[None]:
         raise Interrupted(f"interrupted; {message}") from exc
 
 
+def stop_listening() -> None:
+    """From now on these signals do nothing: what is done is done, and has to be told."""
+    for number in (*_SIGNALS, signal.SIGALRM):
+        if signal.getsignal(number) is _raise_once:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _raise_once(_number: int, frame: FrameType | None) -> None:
     if _would_be_lost(frame):
         signal.setitimer(signal.ITIMER_REAL, _SOON)
         return
-    # A second one would interrupt the undoing.
-    for number in (*_SIGNALS, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)
+    stop_listening()  # a second one would interrupt the undoing
     raise KeyboardInterrupt
 
 

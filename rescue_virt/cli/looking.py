@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from rescue_virt.cli import messages, output, present
 from rescue_virt.cli.invocation import Invocation, shared_options
 from rescue_virt.cli.options import guest_argument
-from rescue_virt.errors import NotFound, WrongState
-from rescue_virt.model import RescueStatus
-
-if TYPE_CHECKING:
-    from rescue_virt.rescue import Rescuer
 
 _COLUMNS = ("guest", "phase", "state", "image", "since", "note")
 
@@ -29,7 +22,7 @@ def status(invocation: Invocation, guest: str | None) -> None:
         _write(invocation, views, "\n\n".join(output.fields(view) for view in views))
         return
     with invocation.engine().connect(messages.steps()) as rescuer:
-        view = present.status(_status(rescuer, guest))
+        view = present.status(rescuer.status(guest))
     if invocation.as_json:
         output.write_json(view)
     else:
@@ -70,11 +63,3 @@ def _write(invocation: Invocation, views: list[present.View], text: str) -> None
         output.write(text)
     else:
         messages.say("no guest is in rescue")
-
-
-def _status(rescuer: Rescuer, guest: str) -> RescueStatus:
-    try:
-        return rescuer.status(guest)
-    except NotFound:
-        _, name = rescuer.host.find(guest)
-        raise WrongState(f"guest {name} is not in rescue: rescue-virt rescue {name}") from None

@@ -20,9 +20,6 @@ from rescue_virt.model import (
 
 View = dict[str, Any]
 
-# QEMU's user-mode network: the host cannot reach these addresses.
-_UNREACHABLE = "10.0.2."
-
 
 def session(found: RescueSession) -> View:
     return {
@@ -52,8 +49,7 @@ def status(found: RescueStatus) -> View:
 def commands(found: RescueSession, addresses: tuple[str, ...], invocation: Invocation) -> View:
     """What to type to log in, and to end the rescue."""
     name = shlex.quote(found.name)
-    reachable = [address for address in addresses if not address.startswith(_UNREACHABLE)]
-    logins = [f"ssh {shlex.quote(printable(f'{found.user}@{address}'))}" for address in reachable]
+    logins = [f"ssh {shlex.quote(printable(f'{found.user}@{address}'))}" for address in addresses]
     return {
         "log_in": [invocation.typed(f"rescue-virt console {name}"), *logins],
         "end": invocation.typed(f"rescue-virt unrescue {name}"),
@@ -77,9 +73,8 @@ def plan(decided: RescuePlan, domain: RescueDomain) -> View:
     }
 
 
-def given_back(found: RescueSession) -> View:
-    state = RunState.RUNNING if found.was_running else RunState.SHUTOFF
-    return {"guest": found.name, "uuid": found.guest, "state": _word(state)}
+def given_back(found: RescueSession, live: LiveState | None) -> View:
+    return {"guest": found.name, "uuid": found.guest, "state": _state(live)}
 
 
 def _when(decided: RescuePlan) -> str:

@@ -32,11 +32,11 @@ def unrescue(invocation: Invocation, guest: str, *, force_off: bool, timeout: fl
         interrupted_as(f"to go on where it ended: {again}"),
     ):
         session = rescuer.leave(guest, force_off=force_off, timeout=seconds)
-    view = present.given_back(session)
+        view = present.given_back(session, rescuer.host.look(session.guest))
     if invocation.as_json:
         output.write_json(view)
     else:
-        output.write(f"guest {session.name} is given back and {view['state']}, as before")
+        output.write(f"guest {session.name} is given back and {view['state']}")
 
 
 @click.command()

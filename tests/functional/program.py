@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +64,22 @@ class Program:
     def start(self, *arguments: str) -> Running:
         return Running(self._argv(arguments), self._environment())
 
+    @contextmanager
+    def on_a_terminal(self, *arguments: str) -> Iterator[Terminal]:
+        """Run a command on a terminal of its own, for a person (or a test) to type to."""
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            self._argv(arguments), env=self._environment(), start_new_session=True,
+            stdin=terminal, stdout=terminal, stderr=terminal,
+        )  # fmt: skip
+        os.close(terminal)
+        try:
+            yield Terminal(controller, process)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(controller)
+
     def with_entry(self, *entry: str) -> Program:
         """The same state, another way to start."""
         return Program(self.state, entry=entry)
@@ -68,6 +89,29 @@ class Program:
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {"OS_RESCUE__STATE_DIR": str(self.state)}
+
+
+class Terminal:
+    """What a person at the keyboard of a command sees and does."""
+
+    def __init__(self, controller: int, process: subprocess.Popen[bytes]) -> None:
+        self._controller = controller
+        self._process = process
+        self._seen = b""
+
+    def type(self, text: str) -> None:
+        os.write(self._controller, text.encode())
+
+    def expect(self, text: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while text.encode() not in self._seen:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self._controller], [], [], max(left, 0))
+            assert ready, f"no {text!r} within {timeout:g} s after {self._seen!r}"
+            self._seen += os.read(self._controller, 4096)
+
+    def wait(self, timeout: float) -> int:
+        return self._process.wait(timeout)
 
 
 class Running:
@@ -110,6 +154,7 @@ class Witness:
         self._runs = guest.is_running()
         self._snapshots = _snapshots(guest)
         self._pid = guest.qemu_pid() if self._runs else None
+        self._owners = _owners(guest)
 
     def assert_given_back(self) -> None:
         """The guest is as it was, and nothing of the rescue is left."""
@@ -120,6 +165,7 @@ class Witness:
         assert MARK not in domain.XMLDesc()
         assert not domain.isPersistent() or not domain.hasManagedSaveImage()
         assert _snapshots(self._guest) == self._snapshots
+        assert _owners(self._guest) == self._owners
         assert self._program.sessions == []
 
     def assert_untouched(self) -> None:
@@ -130,6 +176,13 @@ class Witness:
 
 def _snapshots(guest: Guest) -> list[str]:
     return sorted(snapshot.getXMLDesc() for snapshot in guest.domain.listAllSnapshots())
+
+
+def _owners(guest: Guest) -> dict[str, tuple[int, int, int]]:
+    """Who may do what with the files of the guest's disks: libvirt changes it for each run."""
+    sources = re.findall("<source file='([^']+)'", guest.domain.XMLDesc(DEFINITION))
+    facts = {source: Path(source).stat() for source in sources}
+    return {source: (fact.st_uid, fact.st_gid, fact.st_mode) for source, fact in facts.items()}
 
 
 def wait_until(condition: Any, timeout: float = 60) -> None:

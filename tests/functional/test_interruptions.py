@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from guest import Guest
+from guest import Guest, wait_console_log
 from program import MARK, Program, Witness
 from web_server import serve
 
@@ -127,6 +128,35 @@ def test_when_libvirt_does_not_start_the_rescue(
     arguments = ("rescue", guest.name, "--image", str(rescue_image), "--force-off")
     error = program.run(*arguments, expect=1).err
     assert "no rescues here" in error
+    witness.assert_given_back()
+
+
+def test_a_guest_that_obeys_runs_after_an_interruption_of_its_shutdown(
+    guest: Guest, rescue_image: Path, program: Program
+) -> None:
+    wait_console_log(guest.console_log, "^READY marker=original", 60)
+    witness = Witness(guest, program)
+    pid = guest.qemu_pid()
+    command = program.start("rescue", guest.name, "--image", str(rescue_image))
+    command.wait_for("stopping the guest")
+    time.sleep(0.3)  # by now it has been told
+    command.end(signal.SIGINT, expect=130)
+    witness.assert_given_back()
+    assert guest.qemu_pid() != pid
+    wait_console_log(guest.console_log, "reboot: Power down", 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_leaving_can_be_run_again(
+    guest: Guest, rescue_image: Path, program: Program, number: signal.Signals
+) -> None:
+    witness = Witness(guest, program)
+    program.run("rescue", guest.name, "--image", str(rescue_image), "--force-off", "--no-wait")
+    command = program.start("unrescue", guest.name)
+    command.wait_for("stopping the rescue guest")
+    command.end(number, expect=130)
+    assert guest.is_running()
+    program.run("unrescue", guest.name, "--force-off")
     witness.assert_given_back()
 
 

@@ -210,7 +210,7 @@ def test_the_agents_power_on_starts_the_rescue_and_never_the_original(
         name = guest.name
 
     driver.power_off(Instance)
-    assert driver.get_info(Instance) == "shutoff"
+    assert driver.get_info(Instance).state == "shutoff"
     driver.power_on(None, Instance, None)
     assert MARK in guest.domain.XMLDesc()
     leave(guest, program)

@@ -28,12 +28,8 @@ def logged_in(guest: Guest) -> Serial:
     return serial
 
 
-def root_device(serial: Serial) -> str:
-    return serial.run("mount | sed -n 's/ on .* .*//; s/ on \\/ type.*//p' | tail -1")
-
-
 def test_a_guest_with_a_bad_fstab_is_repaired_from_inside(
-    make_guest: Callable[..., Guest], disk: Path, rescue_image: Path, program: Program
+    make_guest: Callable[..., Guest], disk: Path, program: Program
 ) -> None:
     good = recipes.read_root_file(disk, "/etc/fstab")
     recipes.write_root_file(disk, "/etc/fstab", f"{good}/dev/vdz1 /data ext4 defaults 0 2\n")
@@ -41,7 +37,9 @@ def test_a_guest_with_a_bad_fstab_is_repaired_from_inside(
     wait_console_log(guest.console_log, "^BOOT FAILED: fstab", BOOT)
     witness = Witness(guest, program)
 
-    rescue(program, guest, rescue_image, "--shutdown-timeout", "1")
+    raw = recipes.small_image("rescue", fmt="raw")
+    rescue(program, guest, raw, "--shutdown-timeout", "1")
+    assert guest.name in program.run("list").out
     with logged_in(guest) as serial:
         assert serial.run("cat /etc/marker") == "rescue"
         assert serial.run("mount | grep ' on / '").startswith("/dev/vda2")
@@ -73,9 +71,14 @@ def test_a_guest_without_a_kernel_is_rescued_from_a_url(
         assert serial.run("cat /etc/marker") == "rescue"
         # By its serial, whatever the guest calls it.
         assert serial.run("cat /sys/block/vdb/serial") == "ORIGINAL-ROOT"
-        serial.run("mount /dev/vdb1 /mnt && ls /mnt/initrd && ! ls /mnt/vmlinuz")
+        serial.run("mount -t vfat /dev/vdb1 /mnt && ls /mnt/initrd && ! ls /mnt/vmlinuz")
+        serial.run("mkdir -p /own && mount -t vfat /dev/vda1 /own && cp /own/vmlinuz /mnt/")
+        serial.run("umount /own /mnt")
     program.run("unrescue", guest.name)
     witness.assert_given_back()
+    seen = guest.console_log.stat().st_size
+    guest.start()
+    wait_console_log(guest.console_log, "^READY marker=original", BOOT, seen)
 
 
 def test_all_disks_and_nics_are_kept_in_order(
@@ -105,8 +108,9 @@ def test_all_disks_and_nics_are_kept_in_order(
 
 
 def test_a_uefi_guest_boots_the_rescue_and_keeps_its_variables(
-    make_guest: Callable[..., Guest], disk: Path, rescue_image: Path, program: Program
-) -> None:
+    make_guest: Callable[..., Guest], disk: Path, directory: Path, rescue_image: Path,
+    program: Program,
+) -> None:  # fmt: skip
     guest = make_guest(disk, machine="q35", firmware="efi").start()
     wait_console_log(guest.console_log, "^READY marker=original", BOOT)
     guest.domain.shutdown()
@@ -114,7 +118,9 @@ def test_a_uefi_guest_boots_the_rescue_and_keeps_its_variables(
     variables = Path(f"/var/lib/libvirt/qemu/nvram/{guest.name}_VARS.fd")
     before = variables.read_bytes()
 
-    rescue(program, guest, rescue_image)
+    (directory / "password").write_text(f"{PASSWORD}\n")
+    password = ("--password-file", str(directory / "password"))
+    program.run("rescue", guest.name, "--image", str(rescue_image), *password)
     with logged_in(guest) as serial:
         assert serial.run("cat /etc/marker") == "rescue"
         assert serial.run("ls /sys/firmware/efi") != ""
@@ -207,3 +213,18 @@ def test_a_rescue_guest_that_is_not_ready_in_time_is_left_in_rescue(
     assert guest.is_running()
     program.run("unrescue", guest.name, "--force-off")
     assert not guest.is_running()
+
+
+def test_the_console_command_leads_to_the_guest_and_back(
+    make_guest: Callable[..., Guest], disk: Path, rescue_image: Path, program: Program
+) -> None:
+    guest = make_guest(disk)
+    rescue(program, guest, rescue_image)
+    with program.on_a_terminal("console", guest.name) as terminal:
+        terminal.expect("Escape character is", 20)
+        terminal.type("\n")
+        terminal.expect("login: ", 20)
+        terminal.type("\x1d")  # ^]
+        assert terminal.wait(20) == 0
+    assert guest.is_running()
+    program.run("unrescue", guest.name, "--force-off")
