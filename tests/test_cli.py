@@ -405,6 +405,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_so() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     interrupts.listen()
     signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_reader_that_has_gone_changes_nothing(mocker: MockerFixture) -> None:

@@ -84,7 +84,8 @@ def test_both_digests_are_verified(tmp_path: Path) -> None:
 def test_a_digest_in_capitals_is_the_same_digest(tmp_path: Path) -> None:
     wanted = digest("sha256", b"image")
     capitals = Digest(algorithm="sha256", hex=wanted.hex.upper())
-    stream(Fixed(b"image"), tmp_path / "f", digests=[capitals], limit=MIB)
+    received = stream(Fixed(b"image"), tmp_path / "f", digests=[capitals], limit=MIB)
+    assert received.digests == (wanted,)
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])

@@ -6,6 +6,7 @@ import lzma
 import struct
 import subprocess
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -318,8 +319,7 @@ def test_no_header_whatever_makes_inspection_fail_otherwise_than_by_refusal(
         with image.open("r+b") as file:
             file.seek(position)
             file.write(content)
-        inspect(image, settings=options)
-    except ImageError:
-        pass
+        with suppress(ImageError):
+            assert inspect(image, settings=options).virtual_size > 0
     finally:
         image.write_bytes(sound)

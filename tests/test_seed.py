@@ -104,7 +104,9 @@ def test_the_user_data_sets_the_hash_and_opens_ssh_for_root() -> None:
 def test_another_account_gets_password_and_keys_and_the_default_account_stays() -> None:
     found = user_data("rescue")
     assert found["chpasswd"]["list"] == f"rescue:{HASH}\n"
-    assert found["users"] == ["default", {"name": "rescue", "ssh_authorized_keys": [KEY]}]
+    sudo = "ALL=(ALL) NOPASSWD:ALL"
+    account = {"name": "rescue", "sudo": sudo, "ssh_authorized_keys": [KEY]}
+    assert found["users"] == ["default", account]
 
 
 def test_no_keys_are_an_empty_list() -> None:

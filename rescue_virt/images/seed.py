@@ -114,7 +114,9 @@ def _meta_data(uuid: str, guest: str, ssh_keys: tuple[str, ...]) -> str:
 def _user_data(user: str, hashed: str, ssh_keys: tuple[str, ...]) -> str:
     if not _HASH.fullmatch(hashed):
         raise ValueError("not a $6$ hash: cloud-init would take it for the password itself")
-    account = {"name": user, "ssh_authorized_keys": list(ssh_keys)}
+    # Who cannot become root repairs nothing.
+    may = "ALL=(ALL) NOPASSWD:ALL"
+    account = {"name": user, "sudo": may, "ssh_authorized_keys": list(ssh_keys)}
     # An entry of its own creates the account if need be, and is the only way to give keys to one
     # that is neither root nor the image's default user; `default` keeps that one as it is.
     users = "" if user == "root" else f"users: {_json(['default', account])}"

@@ -18,7 +18,7 @@ SNAPSHOT = "<domainsnapshot><name>before</name></domainsnapshot>"
 GRAPHICS = "<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' passwd='secret7'/>"
 
 
-def rescue_and_back(program: Program, guest: Guest, image: Path) -> None:
+def check_rescue_and_back(program: Program, guest: Guest, image: Path) -> None:
     witness = Witness(guest, program)
     program.run("rescue", guest.name, "--image", str(image), *QUICKLY)
     assert guest.is_running()
@@ -36,9 +36,9 @@ def test_a_guest_is_given_back_as_it_was(
     guest = make_guest(disk, machine=machine)
     if running:
         guest.start()
-    rescue_and_back(program, guest, rescue_image)
+    check_rescue_and_back(program, guest, rescue_image)
     # Twice, as nothing of the first time may be in the way.
-    rescue_and_back(program, guest, rescue_image)
+    check_rescue_and_back(program, guest, rescue_image)
 
 
 def test_a_guest_with_snapshots_keeps_them(
@@ -47,7 +47,7 @@ def test_a_guest_with_snapshots_keeps_them(
     guest = make_guest(disk)
     guest.domain.snapshotCreateXML(SNAPSHOT)
     guest.start()
-    rescue_and_back(program, guest, rescue_image)
+    check_rescue_and_back(program, guest, rescue_image)
     guest.domain.revertToSnapshot(guest.domain.snapshotLookupByName("before"))
 
 
@@ -57,7 +57,7 @@ def test_a_guest_on_a_chain_of_two_keeps_it(
 ) -> None:  # fmt: skip
     top = recipes.overlay(disk, directory / "top.qcow2")
     before = disk.read_bytes()
-    rescue_and_back(program, make_guest(top).start(), rescue_image)
+    check_rescue_and_back(program, make_guest(top).start(), rescue_image)
     assert disk.read_bytes() == before
 
 
@@ -68,7 +68,7 @@ def test_a_transient_guest_is_created_again(
     connection.createXML(guest.xml)
     try:
         uuid = guest.domain.UUIDString()
-        rescue_and_back(program, guest, rescue_image)
+        check_rescue_and_back(program, guest, rescue_image)
         assert guest.domain.UUIDString() == uuid
     finally:
         guest.remove()
@@ -82,7 +82,7 @@ def test_a_guest_with_a_graphics_password_keeps_it_and_never_shows_it(
         shown = program.run("xml", guest.name, "--image", str(rescue_image)).out
         assert "graphics" in shown
         assert "secret7" not in shown
-        rescue_and_back(program, guest, rescue_image)
+        check_rescue_and_back(program, guest, rescue_image)
 
 
 def test_a_guest_with_a_tpm_keeps_its_state(
@@ -95,7 +95,7 @@ def test_a_guest_with_a_tpm_keeps_its_state(
         state = Path(f"/var/lib/libvirt/swtpm/{guest.domain.UUIDString()}/tpm2/tpm2-00.permall")
         guest.destroy()
         before = state.read_bytes()
-        rescue_and_back(program, guest, rescue_image)
+        check_rescue_and_back(program, guest, rescue_image)
         assert state.read_bytes() == before
 
 
