@@ -201,7 +201,7 @@ class GuestFacts:
     `xml` is the definition to give back (inactive and secure), `domain` what it says.  `nvram` is
     the existing NVRAM file to copy.  `chains` holds, per disk, its source and all that backs it,
     top first; `snapshots` are names.  `relabels` tells whether this libvirt changes the owners of
-    files (it does when it runs as root).  `run` is libvirt's number of this run of the guest.
+    files (it does when it runs as root).
     """
 
     domain: DomainFacts
@@ -215,7 +215,6 @@ class GuestFacts:
     relabels: bool
     snapshots: tuple[str, ...] = ()
     autostart: bool = False
-    run: int | None = None
     uri: str = ""
 
     @property
@@ -355,7 +354,7 @@ class LiveState:
 
     `session_id` is the rescue session that the live (or, for a guest that is off, the saved)
     domain names.  `chains` are its source chains by target.  `snapshots` holds, by name, the files
-    that hold what was written since.
+    that hold what was written since.  `run` is libvirt's number of this run of the guest.
     """
 
     run_state: RunState

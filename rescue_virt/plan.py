@@ -107,7 +107,6 @@ def begin_session(decided: RescuePlan, request: RescueRequest, hashed: str) -> R
         snapshots=guest.snapshots,
         autostart=guest.autostart,
         uri=guest.uri,
-        stopping=guest.run,
     )
 
 

@@ -15,7 +15,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from rescue_virt import console_log, plan, process, sessions, storage, way_back
@@ -29,7 +29,6 @@ from rescue_virt.model import (
     Evidence,
     GuestFacts,
     GuestUuid,
-    LiveState,
     Options,
     Originals,
     Outcome,
@@ -132,15 +131,21 @@ class Rescuer:
 
     def _swap(self, session: RescueSession, request: RescueRequest) -> Outcome:
         """The only step that the guest feels."""
-        if session.was_running:
-            self.report("stopping the guest")
-        self.host.stop(session.guest, request.options)
+        session = self._stop_original(session, request.options)
         session = self._start(session, Phase.BOOTING)
         outcome = Outcome(session=session)
         if request.options.wait:
             outcome = self._settle(session, request.options.ready_timeout)
         session = self.sessions.mark(outcome.session, phase=Phase.ACTIVE)
         return dataclasses.replace(outcome, session=session)
+
+    def _stop_original(self, session: RescueSession, options: Options) -> RescueSession:
+        live = self.host.look(session.guest)
+        if live is not None and live.is_up:
+            self.report("stopping the guest")
+            session = self.sessions.mark(session, stopping=live.run)
+        self.host.stop(session.guest, options)
+        return session
 
     def _start(self, session: RescueSession, phase: Phase) -> RescueSession:
         """Start the rescue domain and note what it was given; `phase` is what it then is in."""
@@ -281,9 +286,10 @@ class Rescuer:
             except (WayBackFailed, NotInTime, Interrupted):
                 raise
             except RescueVirtError as exc:
-                again = f"rescue-virt unrescue {shlex.quote(session.name)}"
-                how = f"{session.label} could not be given back: {exc}"
-                raise WayBackFailed(how, commands=(again,)) from exc
+                again = (f"rescue-virt unrescue {shlex.quote(session.name)}",)
+                raise WayBackFailed(
+                    f"{session.label} could not be given back: {exc}", commands=again
+                ) from exc
             return session
 
     def end(self, session: RescueSession, *, force_off: bool, timeout: float) -> None:
@@ -291,7 +297,7 @@ class Rescuer:
         live = self.host.look(session.guest)
         storage.check_way_back(self.host, self.sessions, session, live)
         before = session.phase
-        session = self._note_leaving(session, live)
+        session = storage.note_leaving(self.sessions, session, live)
         self._define_again(session)
         if live is not None and live.session_id == session.id:
             if live.managed_save:
@@ -300,21 +306,10 @@ class Rescuer:
                 self._stop_rescue(session, before, force_off=force_off, timeout=timeout)
         elif live is not None and live.run is not None and live.run == session.stopping:
             # It was told to stop and may do so any time: it has to be off to be started again.
-            self.host.stop(session.guest, Options())
+            with suppress(RescueVirtError):  # what cannot be stopped runs, as it is to
+                self.host.stop(session.guest, Options())
         self._give_back(session)
         self.sessions.forget(session)
-
-    def _note_leaving(self, session: RescueSession, live: LiveState | None) -> RescueSession:
-        """A full disk must not stop the way back, which needs no file.
-
-        What was snapshotted until now has been looked at, and is no surprise later.
-        """
-        seen = tuple(live.snapshots) if live else ()
-        try:
-            return self.sessions.mark(session, phase=Phase.RESTORING, snapshots=seen)
-        except OSError as exc:
-            log.warning("%s: its record cannot be written: %s", session.label, exc)
-            return session
 
     def _define_again(self, session: RescueSession) -> None:
         """Before the stop, which takes an undefined guest's definition and TPM with it."""
@@ -327,15 +322,16 @@ class Rescuer:
         self, session: RescueSession, before: Phase, *, force_off: bool, timeout: float
     ) -> None:
         self.report("stopping the rescue guest")
-        try:
-            stopped = not force_off and self.host.ask_to_stop(session.guest, timeout)
-        except BaseException:
-            self.sessions.mark(session, phase=before)
-            raise
         if force_off:
             self.host.force_off(session.guest)
-        elif not stopped:
-            self.sessions.mark(session, phase=before)
+            return
+        stopped = False
+        try:
+            stopped = self.host.ask_to_stop(session.guest, timeout)
+        finally:
+            if not stopped:
+                self.sessions.mark(session, phase=before)
+        if not stopped:
             raise NotInTime(
                 f"{session.label} did not shut down within {timeout:.0f} s and stays in rescue: "
                 f"shut it down from inside, or pull its plug with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from rescue_virt.libvirt import facts
 from rescue_virt.libvirt.host import Host
 from rescue_virt.model import LiveState, Phase, RescueSession
 from rescue_virt.sessions import Sessions
+
+log = logging.getLogger(__name__)
 
 
 def live(host: Host, session: RescueSession) -> LiveState:
@@ -32,6 +35,21 @@ def note(host: Host, sessions: Sessions, session: RescueSession, **changes: Phas
     behind = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
     bases = {path: time for path in behind if (time := durable.modified(path)) is not None}
     return sessions.mark(session, chains=chains, bases=bases, **changes)
+
+
+def note_leaving(
+    sessions: Sessions, session: RescueSession, found: LiveState | None
+) -> RescueSession:
+    """Record that the rescue is being left; a full disk must not stop that.
+
+    What was snapshotted until now has been looked at, and is no surprise later.
+    """
+    seen = tuple(found.snapshots) if found else ()
+    try:
+        return sessions.mark(session, phase=Phase.RESTORING, snapshots=seen)
+    except OSError as exc:
+        log.warning("%s: its record cannot be written: %s", session.label, exc)
+        return session
 
 
 def check_way_back(

@@ -213,7 +213,6 @@ class FakeHost(Host):
                 persistent=uuid in self.defined,
                 managed_save=uuid in self.saved,
                 snapshots=tuple(self.snapshots),
-                run=self._run(uuid),
                 uri=self.uri(),
             )
 

@@ -84,7 +84,6 @@ class Host:
                 relabels=self.relabels(),
                 snapshots=tuple(snapshot.getName() for snapshot in domain.listAllSnapshots()),
                 autostart=bool(domain.isPersistent() and domain.autostart()),
-                run=_run(domain),
                 uri=self.uri(),
             )
 
