@@ -17,6 +17,8 @@ setup(
         ),
     ],
     install_requires=[
+        # oslo.utils imports it for its inspector of images, and does not say so.
+        "cryptography>=42",
         "libvirt-python>=9.0",
         "lxml>=5.0",
         "oslo.concurrency>=6.0",

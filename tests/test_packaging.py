@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[1]
 LOAD = """
 from importlib.metadata import entry_points
@@ -31,31 +33,46 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(path, source / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy2(path, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-         "--no-deps", "--no-build-isolation", "--target", str(directory / "site"), str(source)],
-        check=True,
-    )  # fmt: skip
-    return directory / "site"
+    # Nothing but what the package itself asks for.
+    subprocess.run([sys.executable, "-m", "venv", str(directory / "venv")], check=True)
+    pip = [str(directory / "venv/bin/pip"), "install", "-qq", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(source)], check=True)
+    return directory / "venv"
 
 
 @pytest.fixture
-def run(installed: Path, tmp_path: Path) -> Callable[..., str]:
-    def run(*argv: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(installed)}
-        done = subprocess.run(
-            argv, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+def run(installed: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(installed / "bin" / program), *arguments]
+        return subprocess.run(
+            argv, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True
         )
-        return done.stdout.strip()
 
     return run
 
 
-def test_the_command_is_installed(installed: Path, run: Callable[..., str]) -> None:
-    assert run(str(installed / "bin/rescue-virt"), "--version") == "rescue-virt 0.1.0"
-    assert run(sys.executable, "-m", "rescue_virt", "--version") == "rescue-virt 0.1.0"
+def test_the_command_is_installed(
+    installed: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert run("rescue-virt", "--version").stdout == "rescue-virt 0.1.0\n"
+    assert run("python", "-m", "rescue_virt", "--version").stdout == "rescue-virt 0.1.0\n"
     assert (installed / "share/man/man1/rescue-virt.1").is_file()
 
 
-def test_a_host_agent_finds_the_driver_by_its_entry_point(run: Callable[..., str]) -> None:
-    assert run(sys.executable, "-c", LOAD) == "rescue_virt RescueDriver True"
+def test_all_that_the_command_needs_is_installed_with_it(
+    tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    image = tmp_path / "rescue.raw"
+    image.write_bytes(bytes(1 << 20))
+    guest = str(ROOT / "tests/data/domains/pc.xml")
+    shown = run("rescue-virt", "xml", guest, "--image", str(image))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "<serial>RESCUE</serial>" in shown.stdout
+
+
+def test_a_host_agent_finds_the_driver_by_its_entry_point(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert run("python", "-c", LOAD).stdout == "rescue_virt RescueDriver True\n"
