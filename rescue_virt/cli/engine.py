@@ -13,7 +13,7 @@ from rescue_virt import process, recovery, rescue, settings
 from rescue_virt.cli import request
 from rescue_virt.cli.options import ImageChoices, RescueChoices
 from rescue_virt.driver import open_rescuer
-from rescue_virt.errors import RescueVirtError
+from rescue_virt.errors import BadRequest, RescueVirtError
 from rescue_virt.images.store import ImageStore
 from rescue_virt.libvirt import domain_xml, facts
 from rescue_virt.model import (
@@ -61,7 +61,10 @@ class Engine:
 
         :raises BadRequest: if it is not a domain.
         """
-        domain = facts.read(xml)
+        try:
+            domain = facts.read(xml)
+        except BadRequest as exc:
+            raise BadRequest(f"{request.guest}: {exc}") from exc
         guest = GuestFacts(
             domain=domain,
             xml=DomainXml(xml),
