@@ -143,7 +143,8 @@ class Rescuer:
         live = self.host.look(session.guest)
         if live is not None and live.is_up:
             self.report("stopping the guest")
-            session = self.sessions.mark(session, stopping=live.run)
+            boot = sessions.boot_id()
+            session = self.sessions.mark(session, stopping=live.run, boot_id=boot)
         self.host.stop(session.guest, options)
         return session
 
@@ -152,6 +153,7 @@ class Rescuer:
         self.report("starting the rescue guest")
         session = self.sessions.mark(
             session,
+            stopping=None,
             boot_id=sessions.boot_id(),
             console_offset=console_log.size(session.console_log),
             originals=plan.originals_at_boot(session.attach),
@@ -304,7 +306,7 @@ class Rescuer:
                 self.host.drop_managed_save(session.guest)
             elif live.is_up:
                 self._stop_rescue(session, before, force_off=force_off, timeout=timeout)
-        elif live is not None and live.run is not None and live.run == session.stopping:
+        elif live is not None and storage.is_stopping(session, live):
             # It was told to stop and may do so any time: it has to be off to be started again.
             with suppress(RescueVirtError):  # what cannot be stopped runs, as it is to
                 self.host.stop(session.guest, Options())

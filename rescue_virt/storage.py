@@ -1,4 +1,4 @@
-"""Notes what storage a rescue guest was given, and looks at it again before it is left."""
+"""Notes what a rescue guest was given, and looks at it again before it is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rescue_virt.errors import WrongState
 from rescue_virt.libvirt import facts
 from rescue_virt.libvirt.host import Host
 from rescue_virt.model import LiveState, Phase, RescueSession
-from rescue_virt.sessions import Sessions
+from rescue_virt.sessions import Sessions, boot_id
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,12 @@ def note(host: Host, sessions: Sessions, session: RescueSession, **changes: Phas
     behind = {path for chain in chains.values() for path in chain[1:] if not path.startswith(own)}
     bases = {path: time for path in behind if (time := durable.modified(path)) is not None}
     return sessions.mark(session, chains=chains, bases=bases, **changes)
+
+
+def is_stopping(session: RescueSession, found: LiveState) -> bool:
+    """Whether what runs is still the original that was told to stop, in this boot of the host."""
+    same_run = found.run is not None and found.run == session.stopping
+    return same_run and session.boot_id == boot_id()
 
 
 def note_leaving(

@@ -48,6 +48,20 @@ def test_a_guest_that_somebody_has_started_again_since_is_not_stopped(asked: Lab
     asked.assert_as_before()
 
 
+def test_a_guest_that_the_host_started_after_its_reboot_is_not_stopped(
+    asked: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt begins to count anew, so the number of the run alone does not tell."""
+    asked.fail("mark restoring", RescueVirtError("killed"))
+    with pytest.raises(WayBackFailed):
+        asked.rescuer.enter(asked.request())
+    asked.effects.clear()
+    monkeypatch.setattr("rescue_virt.storage.boot_id", lambda: "another")
+    recover(asked.rescuer, asked.session.owner, OnHostReboot.STAY)
+    assert "stop" not in asked.effects
+    asked.assert_as_before()
+
+
 def test_a_transient_guest_that_was_told_to_stop_is_created_again(
     asked: Lab, transient: Lab
 ) -> None:
