@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from pytest_mock import MockerFixture
@@ -17,7 +15,8 @@ from test_cli import (
     FakeRescuer,
     Run,
     fields,
-    typing_to,
+    rescuer,
+    run,
 )
 
 from rescue_virt import process
@@ -28,17 +27,7 @@ from rescue_virt.model import (
     RunState,
 )
 
-
-@pytest.fixture
-def rescuer() -> FakeRescuer:
-    return FakeRescuer()
-
-
-@pytest.fixture
-def run(rescuer: FakeRescuer, tmp_path: Path) -> Iterator[Run]:
-    with typing_to(rescuer, tmp_path / "state") as run:
-        yield run
-
+__all__ = ["rescuer", "run"]
 
 # --- status, list ------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from test_cli import (
     Run,
     fields,
     request_of,
-    typing_to,
+    rescuer,
+    run,
 )
 
 from rescue_virt.errors import (
@@ -30,17 +30,7 @@ from rescue_virt.model import (
     Ready,
 )
 
-
-@pytest.fixture
-def rescuer() -> FakeRescuer:
-    return FakeRescuer()
-
-
-@pytest.fixture
-def run(rescuer: FakeRescuer, tmp_path: Path) -> Iterator[Run]:
-    with typing_to(rescuer, tmp_path / "state") as run:
-        yield run
-
+__all__ = ["rescuer", "run"]
 
 # --- rescue ------------------------------------------------------------------------------------
 

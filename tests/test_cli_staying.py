@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,8 @@ from test_cli import (
     FakeRescuer,
     Run,
     fields,
-    typing_to,
+    rescuer,
+    run,
 )
 
 from rescue_virt import recovery
@@ -31,17 +30,7 @@ from rescue_virt.model import (
 from rescue_virt.recovery import Recovered
 from rescue_virt.settings import OnHostReboot
 
-
-@pytest.fixture
-def rescuer() -> FakeRescuer:
-    return FakeRescuer()
-
-
-@pytest.fixture
-def run(rescuer: FakeRescuer, tmp_path: Path) -> Iterator[Run]:
-    with typing_to(rescuer, tmp_path / "state") as run:
-        yield run
-
+__all__ = ["rescuer", "run"]
 
 # --- unrescue, attach, resume ------------------------------------------------------------------
 
